@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make run` (the night of configs/sentiment.yaml) and `make test`.
+PYTHON ?= python3
+CONFIG ?= configs/sentiment.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint types check docs lock install clean
+
+run: $(INSTALLED)  ## the night of CONFIG
+	@$(BIN)/overnight run $(CONFIG)
+
+test: $(INSTALLED)  ## the tests that need no GPU, no browser and no network
+	@$(BIN)/python -m pytest
+
+install: $(INSTALLED)  ## the environment alone
+
+# uv reads the same lock as pip would, in seconds instead of minutes
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "overnight needs Python 3.11 or newer, got " + sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@echo "installing the locked environment into $(VENV) (about 7 GB, mostly PyTorch)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+lock: $(INSTALLED)  ## resolve the newest versions anew
+	@$(BIN)/uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --quiet --upgrade -o requirements.lock
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+check: lint types test  ## all that CI runs
+
+clean:  ## removes the environment; the state of the nights (.overnight) stays
+	rm -rf $(VENV)

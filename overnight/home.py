@@ -1,0 +1,122 @@
+"""Where state lives: the home folder and the servers that the environment names.
+
+    home = Home.from_environment()      # .overnight/, or $OVERNIGHT_HOME
+
+The environment is read here and nowhere else, and only when asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import Complaint, UserError
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds all local state, and the addresses of shared servers where there are any."""
+
+    root: Path
+    tracking_uri: str
+    """MLflow store: $MLFLOW_TRACKING_URI, else SQLite under the home."""
+    study_storage: str
+    """Optuna storage: $OVERNIGHT_STUDY_STORAGE, else the path of a journal file under the home."""
+    prefect_api: str | None
+    """Shared Prefect server: $PREFECT_API_URL; None: a server of the home's own."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Home:
+        """Reads the environment; touches no disk.
+
+        Raises:
+            UserError: when $MLFLOW_TRACKING_URI names a file store, which MLflow no longer maintains.
+        """
+        environ = os.environ if environ is None else environ
+        root = Path(environ.get("OVERNIGHT_HOME") or ".overnight").absolute()
+        tracking = environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
+        if tracking.startswith("file:") or "://" not in tracking and not tracking.startswith("databricks"):
+            raise UserError(
+                Complaint(
+                    "MLFLOW_TRACKING_URI",
+                    "must be a database or a server, file stores are unmaintained",
+                    tracking,
+                )
+            )
+        storage = environ.get("OVERNIGHT_STUDY_STORAGE") or str(root / "optuna" / "studies.journal")
+        return cls(root, tracking, storage, environ.get("PREFECT_API_URL") or None)
+
+    @property
+    def embedded_tracking(self) -> bool:
+        """Whether MLflow's store is the home's own."""
+        return self.tracking_uri.startswith("sqlite:///" + str(self.root))
+
+    def folder(self, *parts: str) -> Path:
+        """A folder under the home, made when missing.
+
+        Raises:
+            UserError: when the home cannot be written.
+        """
+        path = self.root.joinpath(*parts)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                Complaint(str(self.root), "the home must be a folder that can be written", error.strerror)
+            ) from None
+        return path
+
+    # The rooms of the home, in one place so that `overnight doctor` and the docs can name them.
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def prefect(self) -> Path:
+        return self.root / "prefect"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def studies(self) -> Path:
+        return self.root / "studies"
+
+    @property
+    def nights(self) -> Path:
+        return self.root / "nights"
+
+
+def write_json(path: Path, facts: Any) -> None:
+    """Writes whole or not at all: a reader never sees half a file, and a full disk leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts, indent=2, default=str, ensure_ascii=False)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like `write_json`, for text."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any | None:
+    """The facts of a JSON file, or None when it is absent or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

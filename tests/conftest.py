@@ -1,0 +1,77 @@
+"""Small real parts that the tests share: a two-layer BERT with a vocabulary built from the rows of the tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false",
+)
+
+WORDS = {
+    "good": "great lovely happy wonderful excellent friendly superb enjoyed delightful perfect".split(),
+    "bad": "awful terrible broken rude late lost dreadful angry horrible failed".split(),
+    "plain": "monday station report table number window paper train city street".split(),
+}
+FILLER = "the a flight crew was is today with our and seat that service bag it went very".split()
+
+
+def make_rows(count: int, seed: int = 1):
+    """`count` different texts of three labels, each label told by its own words: learnable in seconds."""
+    import pandas as pd
+
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = draw.choice(list(WORDS))
+        words = draw.choices(WORDS[label], k=3) + draw.choices(FILLER, k=draw.randint(4, 14)) + [f"no{i}"]
+        draw.shuffle(words)
+        rows.append({"text": " ".join(words), "label": label})
+    return pd.DataFrame(rows)
+
+
+def save_tiny_model(folder: Path, texts: list[str]) -> Path:
+    """A real BERT of two layers, 32 wide, with a WordPiece vocabulary of the texts; random weights."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    BertTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_rows():
+    return make_rows(400)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_rows) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-bert"), tiny_rows.text.tolist())
