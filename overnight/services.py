@@ -1,0 +1,209 @@
+"""The servers of one home: a Prefect server of its own, started on demand, shared, ended by whoever leaves last.
+
+    with prefect_server(home) as api:      # "http://127.0.0.1:PORT/api"
+        ...
+
+Who uses the server holds a shared lock on `prefect/users.lock`. The kernel drops a dead process's lock, so a killed
+night leaves at worst an idle server, which the next command finds by `prefect/server.json`, reuses and then ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from overnight.errors import Complaint, NightFailed
+from overnight.home import Home, read_json, write_json
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 120.0
+
+
+def quiet_environment() -> dict[str, str]:
+    """Settings of Prefect, MLflow and Hugging Face that keep a night offline, quiet and off other people's servers.
+
+    Applied with `setdefault`, so that what the user has set stays.
+    """
+    return {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # a task run's state is written in batches; the defaults let a short night end before its last row is stored
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    }
+
+
+def set_quiet_environment() -> None:
+    """Puts `quiet_environment` into this process's environment, before the heavy packages are imported."""
+    for name, value in quiet_environment().items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def prefect_server(home: Home) -> Iterator[str]:
+    """The API address of a Prefect server: the shared one of $PREFECT_API_URL, else the home's own.
+
+    Sets `PREFECT_API_URL` and `PREFECT_HOME` for this process, so enter it before Prefect is imported.
+
+    Raises:
+        NightFailed: when no server answers in time; the text names its log file.
+    """
+    if home.prefect_api:
+        _await_health(home.prefect_api, None, None, START_SECONDS)
+        yield home.prefect_api
+        return
+    folder = home.folder("prefect")
+    with open(folder / "users.lock", "a+") as users, open(folder / "start.lock", "a+") as starting:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        api = _running(folder) or _start(home, folder)
+        fcntl.flock(starting, fcntl.LOCK_UN)
+        os.environ["PREFECT_API_URL"] = api
+        os.environ["PREFECT_HOME"] = str(folder)
+        try:
+            yield api
+        finally:
+            _leave(folder, users, starting)
+
+
+def _leave(folder: Path, users: IO[str], starting: IO[str]) -> None:
+    # nobody can arrive between the test and the end: arriving needs the lock that is held here
+    fcntl.flock(starting, fcntl.LOCK_EX)
+    fcntl.flock(users, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    stop_server(folder / "server.json")
+
+
+def server_process(record: Path) -> psutil.Process | None:
+    """The live process that a server record names; its start time tells it from a later process of the same number."""
+    facts = read_json(record)
+    if not facts:
+        return None
+    try:
+        process = psutil.Process(facts["pid"])
+        same = abs(process.create_time() - facts["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return process if same else None
+    except (psutil.Error, KeyError):
+        return None
+
+
+def stop_server(record: Path, seconds: float = 15.0) -> bool:
+    """Ends the server of a record, gently first; True when one was running."""
+    process = server_process(record)
+    if process is not None:
+        with suppress(psutil.Error):
+            family = [*process.children(recursive=True), process]
+            process.send_signal(signal.SIGTERM)
+            _, alive = psutil.wait_procs(family, timeout=seconds)
+            for survivor in alive:
+                with suppress(psutil.Error):
+                    survivor.kill()
+            psutil.wait_procs(alive, timeout=5)
+    record.unlink(missing_ok=True)
+    return process is not None
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(
+    command: list[str], record: Path, log: Path, health: str, environment: Mapping[str, str], facts: dict[str, Any]
+) -> None:
+    """Starts a server in a session of its own and waits until `health` answers; `record` is written last."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **quiet_environment(), **environment},
+            start_new_session=True,
+        )
+    try:
+        _await_health(health, process, log, START_SECONDS)
+        created = psutil.Process(process.pid).create_time()
+        write_json(record, {"pid": process.pid, "created": created, **facts})
+    except BaseException:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def _running(folder: Path) -> str | None:
+    record = folder / "server.json"
+    if server_process(record) is None:
+        return None
+    api = str(read_json(record)["api"])
+    if _answers(f"{api}/health", seconds=10):
+        return api
+    stop_server(record)  # alive but deaf
+    return None
+
+
+def _start(home: Home, folder: Path) -> str:
+    port = free_port()
+    api = f"http://{LOOPBACK}:{port}/api"
+    environment = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": api,
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # old rows slow every page down; the default trims events only
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": '["events", "flow_runs"]',
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+    facts = {"api": api, "ui": f"http://{LOOPBACK}:{port}"}
+    start_server(command, folder / "server.json", folder / "server.log", f"{api}/health", environment, facts)
+    return api
+
+
+def _await_health(address: str, process: subprocess.Popen[bytes] | None, log: Path | None, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    health = address if address.endswith("/health") else f"{address.rstrip('/')}/health"
+    while time.monotonic() < end:
+        if process is not None and process.poll() is not None:
+            raise NightFailed(Complaint(str(log), "the server ended while starting", f"exit code {process.returncode}"))
+        if _answers(health, seconds=5):
+            return
+        time.sleep(0.1)
+    raise NightFailed(Complaint(str(log or address), "no server answers", f"nothing at {health} in {seconds:.0f} s"))
+
+
+def _answers(address: str, seconds: float) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=seconds) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
