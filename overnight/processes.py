@@ -92,7 +92,9 @@ class Child:
             kind = getattr(errors, error["kind"], errors.NightFailed)
             raise kind(*[errors.Complaint(**c) for c in error["complaints"]])
         code = self._process.exitcode
-        how = f"signal {-code}" + (" (out of memory?)" if code == -9 else "") if code and code < 0 else f"exit code {code}"
+        how = f"exit code {code}"
+        if code and code < 0:
+            how = f"signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
         raise errors.NightFailed(errors.Complaint(str(self.folder / LOG), "the process ended before its work", how))
 
 

@@ -162,9 +162,10 @@ def start_server(
 
 def _running(folder: Path) -> str | None:
     record = folder / "server.json"
-    if server_process(record) is None:
+    facts = read_json(record)
+    if facts is None or server_process(record) is None:
         return None
-    api = str(read_json(record)["api"])
+    api = str(facts["api"])
     if _answers(f"{api}/health", seconds=10):
         return api
     stop_server(record)  # alive but deaf

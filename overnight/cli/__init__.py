@@ -1,0 +1,88 @@
+"""The command line: `overnight COMMAND`. Starts in a fraction of a second; heavy packages are imported by the commands.
+
+Exit codes: 0 done (promoted, kept or skipped), 2 the user's input, 3 the data was refused, 4 the night failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import tempfile
+import traceback
+
+import typer
+
+from overnight import __version__
+from overnight.errors import OvernightError
+from overnight.services import set_quiet_environment
+
+app = typer.Typer(
+    name="overnight",
+    help="Retrains text models every night and promotes a version only when it is really better.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"overnight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+# the commands register themselves on `app`
+from overnight.cli import models, night, state  # noqa: E402, F401
+
+
+def main() -> None:
+    """Entry point of the `overnight` command."""
+    set_quiet_environment()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; errors are printed as a user reads them. Returns the exit code."""
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except OvernightError as error:
+        return _complain(*map(str, error.complaints), code=error.exit_code)
+    except typer.TyperException as error:
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        return int(getattr(error, "exit_code", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted; nothing was promoted, the next run continues from here", code=130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _complain(f"{error.filename or 'disk'}: no space left; free some and run again", code=4)
+        return _unexpected()
+    except Exception:
+        return _unexpected()
+
+
+def _complain(*lines: str, code: int) -> int:
+    for line in lines:
+        print(line, file=sys.stderr)
+    return code
+
+
+def _unexpected() -> int:
+    """A mistake of ours, not the user's: the traceback goes to a file, its last line to the user."""
+    text = traceback.format_exc()
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="overnight-", suffix=".log", delete=False) as file:
+            file.write(text)
+        where = f" (traceback in {file.name})"
+    except OSError:
+        where = f"\n{text}"
+    return _complain(f"overnight failed unexpectedly: {text.strip().splitlines()[-1]}{where}", code=4)

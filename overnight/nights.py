@@ -1,0 +1,182 @@
+"""A night: one execution of the retraining flow, its folder and its record.
+
+    nights/<id>/night.json      the record, rewritten as the night proceeds; the report is drawn from it
+    nights/<id>/config.json     the configuration as it was
+    nights/<id>/trials/…        one folder a trial
+    nights/<id>/quarantine.parquet, report.html, …
+
+A night that was killed, failed or was interrupted is continued by the next run that has the same data and config.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from overnight.config import Config, config_hash
+from overnight.errors import Complaint, DataRefused, UserError, nearest
+from overnight.home import Home, read_json, write_json
+from overnight.progress import emit
+
+# what a night's `state` can be: the first three may be continued, the others are its end
+UNFINISHED = ("running", "failed", "interrupted")
+DECIDED = ("promoted", "kept", "waiting")
+RECORD = "night.json"
+
+
+class Night:
+    """One night; use it as a context, which records how it ended.
+
+    `record` holds what has become known: the sections that the report shows.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]):
+        self.folder, self.record = folder, record
+
+    @property
+    def id(self) -> str:
+        return str(self.record["id"])
+
+    def update(self, **facts: Any) -> None:
+        """Adds facts to the record, on disk at once."""
+        self.record.update(facts)
+        write_json(self.folder / RECORD, self.record)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage and tells whoever watches; a continued night's stages add up."""
+        emit(stage=name, state="running")
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            stages = self.record.setdefault("stages", {})
+            stages[name] = round(stages.get(name, 0.0) + time.monotonic() - begin, 3)
+            self.update(stages=stages)
+            emit(stage=name, state="done", seconds=stages[name])
+
+    def __enter__(self) -> Night:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = {"ended": time.time()}
+        if error is None:
+            self.update(**ended)
+        elif isinstance(error, DataRefused):
+            self.update(state="refused", why=str(error), **ended)
+        elif isinstance(error, Exception):
+            self.update(state="failed", why=str(error) or type(error).__name__, **ended)
+        else:
+            self.update(state="interrupted", why="interrupted", **ended)
+
+
+def begin_night(home: Home, config: Config, fingerprint: str, *, forced: bool) -> Night:
+    """A new night, or the unfinished one with the same data and config, to be continued."""
+    for record in reversed(night_records(home, config.name)):
+        if same_work(record, config, fingerprint) and record["state"] in UNFINISHED:
+            night = Night(home.nights / record["id"], record)
+            night.update(state="running", continued=record.get("continued", 0) + 1, why=None, pid=os.getpid())
+            return night
+        break  # only the latest: an older one's study has been overtaken
+    now = datetime.now(UTC)
+    folder = _new_folder(home, f"{config.name}-{now:%Y%m%d-%H%M%S}")
+    facts = {"id": folder.name, "model": config.name, "state": "running", "started": now.timestamp(), "forced": forced}
+    night = Night(folder, {**facts, "fingerprint": fingerprint, "config_hash": config_hash(config), "pid": os.getpid()})
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    night.update()
+    return night
+
+
+def same_work(record: dict[str, Any], config: Config, fingerprint: str) -> bool:
+    """Whether a night's record is about the same data under the same config."""
+    return bool(record.get("fingerprint") == fingerprint and record.get("config_hash") == config_hash(config))
+
+
+def night_records(home: Home, name: str | None = None) -> list[dict[str, Any]]:
+    """Records of a model's nights (or of all), oldest first."""
+    found = [read_json(path) for path in home.nights.glob(f"*/{RECORD}")]
+    records = [r for r in found if r and "id" in r and (name is None or r.get("model") == name)]
+    return sorted(records, key=lambda r: (r["started"], r["id"]))
+
+
+def find_night(home: Home, wanted: str | None) -> dict[str, Any]:
+    """The record of the named night, or of the last one.
+
+    Raises:
+        UserError: when there is none of that name, or none at all.
+    """
+    records = night_records(home)
+    if not records:
+        raise UserError(Complaint(str(home.nights), "no night has run yet; start one with `overnight run CONFIG`"))
+    if wanted is None:
+        return records[-1]
+    for record in records:
+        if record["id"] == wanted:
+            return record
+    ids = [r["id"] for r in reversed(records)]
+    raise UserError(Complaint("night", "no such night", repr(wanted), nearest(wanted, ids) or ids[0]))
+
+
+def last_accepted(home: Home, name: str) -> dict[str, Any] | None:
+    """The data facts of the last night whose data were accepted, for comparing label shares."""
+    for record in reversed(night_records(home, name)):
+        facts = record.get("data", {}).get("facts")
+        if facts and record["state"] in DECIDED:
+            return dict(facts)
+    return None
+
+
+@contextmanager
+def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
+    """Holds the model for this process; the kernel gives it back when the process dies.
+
+    Raises:
+        UserError: when another process holds it, saying which.
+    """
+    path = home.folder("locks") / f"{re.sub(r'[^a-z0-9_-]', '_', name)}.lock"
+    with open(path, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                Complaint(name, "another night of this model is running", f"process {lock.read().strip() or '?'}")
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def held(home: Home, name: str) -> bool:
+    """Whether a live process holds the model."""
+    path = home.root / "locks" / f"{name}.lock"
+    if not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _new_folder(home: Home, name: str) -> Path:
+    nights = home.folder("nights")
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        try:
+            (nights / f"{name}{suffix}").mkdir()
+            return nights / f"{name}{suffix}"
+        except FileExistsError:
+            continue
+    raise UserError(Complaint(str(nights), "100 nights began in the same second"))
