@@ -1,0 +1,1 @@
+"""From a source to the rows of a night: read, normalised, sampled, split and tokenized."""
