@@ -69,10 +69,14 @@ Severity = Literal["block", "warn", "off"]
 
 
 class Expectation(Section):
-    """One check of the data; the numbers it knows are listed in docs/configuration.md."""
+    """One check of the data.
+
+    Checks of single rows send each bad row to quarantine, whether `block` or `warn`; the severity says what
+    happens when their share passes `max_share`.
+    """
 
     severity: Severity = "block"
-    """`block` refuses the night (or the row) when it fails, `warn` reports it, `off` does not look."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
 
 
 class RowCount(Expectation):
@@ -82,18 +86,27 @@ class RowCount(Expectation):
     """Most rows."""
 
 
+class Columns(Expectation):
+    """The columns of the problem and the slices; without one of the problem's own no night runs, whatever this says."""
+
+
 class NotNull(Expectation):
-    """Rows without a text or a label are refused one by one."""
+    max_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Largest share of rows without a text or a label; such rows are always refused, even when this is `off`."""
 
 
 class Labels(Expectation):
     known: tuple[str, ...] | None = None
     """The labels that may occur; absent: those of the last accepted night, or, on the first, those found."""
+    min: Annotated[int, Field(ge=1)] = 2
+    """Fewest different labels among the accepted rows."""
+    max_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Largest share of rows with another label; such rows are refused one by one."""
 
 
 class LabelShare(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night (or the row) when it fails, `warn` reports it, `off` does not look."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     max_change: Annotated[float, Field(gt=0, le=1)] = 0.10
     """Largest change of a label's share (0.10 = ten points) against the last accepted night."""
 
@@ -103,39 +116,41 @@ class Characters(Expectation):
     """Fewest characters; shorter rows are refused one by one."""
     max: Annotated[int, Field(ge=1)] = 100_000
     """Most characters; longer rows are refused one by one."""
+    max_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Largest share of rows with a shorter or longer text."""
 
 
 class Tokens(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night (or the row) when it fails, `warn` reports it, `off` does not look."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     max_share_cut: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Largest share of rows longer than `model.max_length` tokens."""
 
 
 class Duplicates(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night when the share is larger; the copies beyond the first are always refused one by one."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     max_share: Annotated[float, Field(ge=0, le=1)] = 0.10
-    """Largest share of rows that repeat an earlier row's text."""
+    """Largest share of rows that repeat an earlier row; the copies are refused one by one."""
 
 
 class Contradictions(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night when the share is larger; contradictory rows are always refused one by one."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     max_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Largest share of rows whose text occurs with another label too."""
+    """Largest share of rows whose text occurs with another label too; all of them are refused."""
 
 
 class EncodingDamage(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night when the share is larger; damaged rows are always refused one by one."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     max_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Largest share of rows with characters lost or garbled beyond repair."""
+    """Largest share of rows with characters lost or garbled beyond repair; such rows are refused one by one."""
 
 
 class Language(Expectation):
     severity: Severity = "warn"
-    """`block` refuses the night (or the row) when it fails, `warn` reports it, `off` does not look."""
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
     expected: tuple[str, ...] | None = None
     """ISO 639-1 codes of the languages that belong in the data; absent: the expectation is off."""
     min_share: Annotated[float, Field(ge=0, le=1)] = 0.80
@@ -147,6 +162,8 @@ class Expectations(Section):
 
     row_count: RowCount = RowCount()
     """Number of rows."""
+    columns: Columns = Columns()
+    """Columns present."""
     not_null: NotNull = NotNull()
     """Text and label present."""
     labels: Labels = Labels()
@@ -167,11 +184,27 @@ class Expectations(Section):
     """Language of the texts."""
 
 
+class FurtherExpectation(Section):
+    """Any expectation of Great Expectations, judged on the rows as they came in."""
+
+    expect: str
+    """Its name, as `expect_column_values_to_not_match_regex`."""
+
+    arguments: dict[str, Any] = {}
+    """Its arguments, as `{column: text, regex: "^RT ", mostly: 0.9}`."""
+
+    severity: Severity = "block"
+    """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
+
+
 class Validation(Section):
     """What the data must fulfil before a model is trained on it."""
 
     expect: Expectations = Expectations()
-    """The expectations."""
+    """The expectations that every text problem has."""
+
+    also: tuple[FurtherExpectation, ...] = ()
+    """Further expectations, one list entry each."""
 
     max_refused: Annotated[float, Field(ge=0, le=1)] = 0.20
     """Largest share of rows that may go to quarantine; with more the night stops."""

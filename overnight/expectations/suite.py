@@ -1,0 +1,370 @@
+"""The table as a whole, judged by Great Expectations: one suite built from the config, one Data Docs page.
+
+Where a built-in expectation fits a column as it is, it is used; what needs a look at other rows (duplicates,
+contradictions) or at a library (damage, tokens, language) is a helper column of zeros and ones whose mean is judged.
+Great Expectations is asked for counts only, never for values, so that no text can reach its results or pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+from great_expectations.data_context.data_context.context_factory import project_manager
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.exceptions import DataContextRequiredError
+from great_expectations.expectations.metadata_types import FailureSeverity
+from great_expectations.render.renderer import ValidationResultsPageRenderer
+from great_expectations.render.view import DefaultJinjaPageView
+
+from overnight.config import Validation
+from overnight.errors import Complaint, NightFailed, UserError, nearest
+from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured, known_labels
+from overnight.home import write_text
+
+SHOWN = 5
+HELPER = "__"  # starts the name of a helper column
+_ONE_AT_A_TIME = threading.Lock()  # Great Expectations keeps "the" context of a process
+
+
+@dataclass
+class Check:
+    """One entry of the record, made of one Great Expectations expectation or, a column each, of several."""
+
+    name: str
+    severity: str
+    limit: float | int | None
+    say: Callable[[Any], str]
+    """Observed value → sentence."""
+    expectations: list[gxe.Expectation]
+    """Empty: there was nothing to look at; passes."""
+    mask: pd.Series | None = None
+    """The rows that fail."""
+    helper: pd.Series | float | None = None
+    """The helper column `__<name>`, where one is judged."""
+    observed: Any = field(default=None, init=False)
+    passed: bool = field(default=True, init=False)
+
+
+def checks(
+    validation: Validation,
+    table: pd.DataFrame,
+    refused: pd.DataFrame,
+    measured: Measured,
+    columns: Sequence[str],
+    text_roles: Sequence[str],
+    target: str | None,
+    max_length: int,
+    previous: Mapping[str, Any] | None,
+) -> list[Check]:
+    """The suite of a config: every expectation that is not `off`. An empty table has rows and columns to judge only.
+
+    Raises:
+        UserError: when an entry of `validation.also` names no expectation or column, or has wrong arguments.
+    """
+    expect, none = validation.expect, pd.Series(False, index=table.index)
+    bad = refused.any(axis=1)
+
+    def failing(*reasons: str) -> pd.Series:
+        return refused[[r for r in reasons if r in refused]].any(axis=1) if len(refused.columns) else none
+
+    def at_most(name: str, column: pd.Series, limit: float, what: str, severity: str) -> Check:
+        judged = gxe.ExpectColumnMeanToBeBetween(column=HELPER + name, max_value=limit)
+        say = lambda observed: f"{percent(observed)} of rows {what}, limit {percent(limit)}"  # noqa: E731
+        return Check(name, severity, limit, say, [judged], column == 1, column.astype(float))
+
+    few, many = expect.row_count.min, expect.row_count.max
+    size = f"at least {few:,}" + (f" and at most {many:,}" if many else "")
+    lost = [c for c in columns if c not in table]
+    found = [
+        Check(
+            "row_count",
+            expect.row_count.severity,
+            few if many is None or len(table) < few else many,
+            lambda observed: f"{observed:,} rows came in, expected {size}",
+            [gxe.ExpectTableRowCountToBeBetween(min_value=few, max_value=many)],
+        ),
+        Check(
+            "columns",
+            expect.columns.severity,
+            None,
+            lambda observed: f"missing: {', '.join(lost)}" if lost else f"present: {', '.join(columns)}",
+            [gxe.ExpectTableColumnsToMatchSet(column_set=list(columns), exact_match=False)],
+        ),
+    ]
+    if table.empty:
+        return [c for c in found if c.severity != "off"]
+
+    limit = expect.not_null.max_share
+    found.append(
+        Check(
+            "not_null",
+            expect.not_null.severity,
+            limit,
+            lambda observed: f"{percent(observed)} of rows lack a text or a label, limit {percent(limit)}",
+            [
+                gxe.ExpectColumnValuesToNotBeNull(column=c, mostly=mostly(limit))
+                for c in (*text_roles, *([target] if target else []))
+            ],
+            failing("null_text", "null_label"),
+        )
+    )
+    if target:
+        known = known_labels(table, expect, target, previous)
+        found += _labels(validation, known, target, failing("unknown_label"), table[target].mask(bad))
+        found.append(_label_share(validation, measured, previous))
+    bounds = expect.characters
+    found += [
+        Check(
+            "characters",
+            bounds.severity,
+            bounds.max_share,
+            lambda observed: (
+                f"{percent(observed)} of texts have fewer than {bounds.min:,} or more than {bounds.max:,} characters, "
+                f"limit {percent(bounds.max_share)}"
+            ),
+            [
+                gxe.ExpectColumnValueLengthsToBeBetween(
+                    column=role, min_value=bounds.min, max_value=bounds.max, mostly=mostly(bounds.max_share)
+                )
+                for role in text_roles
+            ],
+            failing("too_short", "too_long"),
+        ),
+        at_most(
+            "duplicates",
+            failing("duplicate"),
+            expect.duplicates.max_share,
+            "repeat an earlier row",
+            expect.duplicates.severity,
+        ),
+        at_most(
+            "encoding_damage",
+            failing("encoding_damage"),
+            expect.encoding_damage.max_share,
+            "carry damaged characters",
+            expect.encoding_damage.severity,
+        ),
+    ]
+    if target:
+        found.append(
+            at_most(
+                "contradictions",
+                failing("contradiction"),
+                expect.contradictions.max_share,
+                "have a text that occurs with another label too",
+                expect.contradictions.severity,
+            )
+        )
+    if measured.cut.notna().any():
+        what = f"have more than {max_length} tokens and are cut{_sampled(measured.cut, TOKEN_SAMPLE)}"
+        found.append(at_most("tokens", measured.cut, expect.tokens.max_share_cut, what, expect.tokens.severity))
+    if measured.foreign.notna().any():
+        codes = ", ".join(expect.language.expected or ())
+        what = f"are not in {codes}{_sampled(measured.foreign, LANGUAGE_SAMPLE)}"
+        share = round(1 - expect.language.min_share, 9)
+        found.append(at_most("language", measured.foreign, share, what, expect.language.severity))
+    found.append(at_most("refused", bad, validation.max_refused, "were refused", "block"))
+    found += [_further(entry, i, table) for i, entry in enumerate(validation.also) if entry.severity != "off"]
+    return [c for c in found if c.severity != "off"]
+
+
+def judge(
+    found: list[Check], docs_folder: Path, *, rows: pd.DataFrame, show: bool, text_roles: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Runs the suite on the table with its helper columns and writes the Data Docs page; see `Validated.results`.
+
+    Raises:
+        NightFailed: when an expectation could not be evaluated.
+    """
+    frame = rows.assign(**{HELPER + c.name: c.helper for c in found if c.helper is not None})
+    for number, check in enumerate(found):
+        for expectation in check.expectations:
+            expectation.meta = {"check": number}
+            expectation.severity = FailureSeverity.CRITICAL if check.severity == "block" else FailureSeverity.WARNING
+    with _ONE_AT_A_TIME, _context() as context:
+        source = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
+        batch = source.add_batch_definition_whole_dataframe("tonight").get_batch({"dataframe": frame})
+        suite = gx.ExpectationSuite(name="overnight", expectations=[e for c in found for e in c.expectations])
+        outcome = batch.validate(suite, result_format={"result_format": "BASIC", "exclude_unexpected_values": True})
+        for result in outcome.results:
+            check = found[result.expectation_config.meta["check"]]
+            _refuse_exceptions(check, result.exception_info)
+            result.result = {k: plain(v) for k, v in result.result.items() if plain(v) is not None}
+            check.passed = check.passed and bool(result.success)
+            check.observed = max(
+                filter(lambda v: v is not None, (check.observed, _observed(result.result))), default=None
+            )
+        records = [_record(check, rows, show, text_roles) for check in found]
+        for result in outcome.results:
+            record = records[result.expectation_config.meta["check"]]
+            result.expectation_config.description = escape(_describe(record), quote=False)
+        page = ValidationResultsPageRenderer().render(outcome)
+    view = DefaultJinjaPageView(custom_views_directory=str(Path(__file__).parent))
+    docs_folder.mkdir(parents=True, exist_ok=True)
+    write_text(docs_folder / "index.html", view.render(page, template="page.j2"))
+    return records
+
+
+def percent(share: float | None) -> str:
+    """`8.1 %`."""
+    return "none" if share is None else f"{round(100 * share, 1):g} %"
+
+
+def plain(value: Any) -> float | int | bool | None:
+    """A number as Python's own; None for everything else, because it might be a piece of text."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, (bool, int, float)) and value == value else None
+
+
+def mostly(share: float) -> float:
+    """The share that must pass, where at most `share` may fail."""
+    return round(1 - share, 9)
+
+
+def _labels(
+    validation: Validation, known: list[str] | None, target: str, mask: pd.Series, kept: pd.Series
+) -> list[Check]:
+    rule = validation.expect.labels
+    result = [
+        Check(
+            "label_count",
+            rule.severity,
+            rule.min,
+            lambda observed: f"{observed or 0} different labels among the accepted rows, expected at least {rule.min}",
+            [gxe.ExpectColumnUniqueValueCountToBeBetween(column=HELPER + "label_count", min_value=rule.min)],
+            helper=kept,
+        )
+    ]
+    if known is None:
+        text = "no labels are given and no earlier night was accepted: those found are taken as known"
+        return [Check("labels", rule.severity, rule.max_share, lambda observed: text, []), *result]
+    return [
+        Check(
+            "labels",
+            rule.severity,
+            rule.max_share,
+            lambda observed: (
+                f"{percent(observed)} of labels are not one of the {len(known)} known, limit {percent(rule.max_share)}"
+            ),
+            [gxe.ExpectColumnValuesToBeInSet(column=target, value_set=known, mostly=mostly(rule.max_share))],
+            mask,
+        ),
+        *result,
+    ]
+
+
+def _label_share(validation: Validation, measured: Measured, previous: Mapping[str, Any] | None) -> Check:
+    rule = validation.expect.label_share
+    before, now = (previous or {}).get("label_shares"), measured.facts.get("label_shares") or {}
+    if not before or not now:
+        text = "no earlier accepted night to compare with"
+        return Check("label_share", rule.severity, rule.max_change, lambda observed: text, [])
+    changes = {label: now.get(label, 0.0) - before.get(label, 0.0) for label in sorted({*before, *now})}
+    label = max(changes, key=lambda name: abs(changes[name]))
+    return Check(
+        "label_share",
+        rule.severity,
+        rule.max_change,
+        lambda observed: (
+            f"the share of {label!r} went from {percent(before.get(label, 0.0))} to {percent(now.get(label, 0.0))}, "
+            f"limit {100 * rule.max_change:g} points either way"
+        ),
+        [gxe.ExpectColumnMaxToBeBetween(column=HELPER + "label_share", max_value=rule.max_change)],
+        helper=round(abs(changes[label]), 9),
+    )
+
+
+def _further(entry: Any, number: int, table: pd.DataFrame) -> Check:
+    place = f"validation → also → {number}"
+    known = {
+        c.expectation_type: c
+        for n in dir(gxe)
+        if n.startswith("Expect") and hasattr(c := getattr(gxe, n), "expectation_type")
+    }
+    name = entry.expect
+    if name not in known:
+        raise UserError(Complaint(f"{place} → expect", "not an expectation", repr(name), nearest(name, known)))
+    column = entry.arguments.get("column")
+    if column is not None and column not in table:
+        where = f"{place} → arguments → column"
+        raise UserError(Complaint(where, "no such column", repr(column), nearest(str(column), table.columns)))
+    try:
+        expectation = known[name](**entry.arguments)
+    except (TypeError, ValueError) as error:  # pydantic's are ValueErrors
+        said = (
+            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            if hasattr(error, "errors")
+            else str(error)
+        )
+        raise UserError(Complaint(f"{place} → arguments", f"not what {name} takes ({said})")) from None
+    of = f" of {column}" if column else ""
+    say = lambda observed: f"{name}{of}" + ("" if observed is None else f", observed {observed:g}")  # noqa: E731
+    return Check(name, entry.severity, None, say, [expectation])
+
+
+def _sampled(column: pd.Series, size: int) -> str:
+    return f" (of {size:,} sampled rows)" if column.notna().sum() == size else ""
+
+
+def _observed(result: dict[str, Any]) -> Any:
+    """The number judged: a share for expectations of single values, else what Great Expectations calls observed."""
+    for key in ("unexpected_percent_nonmissing", "unexpected_percent"):
+        if key in result:
+            return result[key] / 100
+    return result.get("observed_value")
+
+
+def _refuse_exceptions(check: Check, info: Mapping[str, Any]) -> None:
+    raised = [i for i in (info, *info.values()) if isinstance(i, Mapping) and i.get("raised_exception")]
+    if raised:
+        # the message may quote a value, the last line of the traceback starts with the exception's name
+        last = str(raised[0].get("exception_traceback") or "").strip().rpartition("\n")[2]
+        kind = last.partition(":")[0].strip() or "an exception"
+        raise NightFailed(Complaint(f"validation → {check.name}", "Great Expectations could not evaluate it", kind))
+
+
+def _record(check: Check, rows: pd.DataFrame, show: bool, text_roles: Sequence[str]) -> dict[str, Any]:
+    first = rows[check.mask].head(SHOWN) if check.mask is not None else rows.head(0)
+    record = {
+        "expectation": check.name,
+        "severity": check.severity,
+        "passed": check.passed,
+        "observed": check.observed,
+        "limit": check.limit,
+        "rows": [int(n) for n in first.source_row],
+        "text": check.say(check.observed),
+    }
+    if show:
+        record["examples"] = [" | ".join(map(str, row)) for row in first[list(text_roles)].itertuples(index=False)]
+    return record
+
+
+def _describe(record: dict[str, Any]) -> str:
+    text = f"{record['expectation']} ({record['severity']}): {record['text']}"
+    if record["rows"]:
+        text += f"; first source rows {', '.join(map(str, record['rows']))}"
+    return text + "".join(f"\n“{example}”" for example in record.get("examples", ()))
+
+
+@contextmanager
+def _context() -> Any:
+    """A quiet context in memory; whatever context the process had before is back afterwards."""
+    try:
+        before = project_manager.get_current_project()
+    except DataContextRequiredError:
+        before = None
+    try:
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+        yield context
+    finally:
+        project_manager.set_project(before)
