@@ -1,0 +1,51 @@
+"""What the machine can do: number format, memory used, memory run out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils.memory import should_reduce_batch_size
+
+from overnight.errors import OvernightError
+
+
+class OutOfMemory(OvernightError):
+    """Not even one row fits."""
+
+
+def choose_precision(wish: str, device: torch.device) -> str:
+    """`bf16` or `float32`: the wish, or for `auto` bf16 where the hardware multiplies in it (asked, not timed)."""
+    if wish != "auto":
+        return wish
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return "bf16" if fast else "float32"
+
+
+def make_accelerator(wish: str) -> tuple[Accelerator, str]:
+    """The one device of this process, and the precision chosen for it."""
+    precision = choose_precision(wish, Accelerator().device)
+    # Accelerate keeps the first precision for the life of a process; a second run here may want the other one
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no"), precision
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether fewer rows at a time could help."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory that was in use, in MiB: the device's by tensors, on the CPU this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,315 @@
+"""One fine-tuning run: the loop, its callbacks, its snapshots.
+
+result = fit(problem, ModelReference("pkg://…"), facts, train, validation, Training(), folder=…, metric="macro_f1")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache
+
+from overnight.errors import Complaint, OvernightError, UserError, nearest
+from overnight.training.batches import Plan
+from overnight.training.device import OutOfMemory, is_out_of_memory, make_accelerator, peak_memory_mb
+from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
+from overnight.training.layers import freeze
+from overnight.training.optimizers import make_optimizer, schedule, set_rates
+from overnight.training.predict import collate, forward, inputs, to_device
+
+if TYPE_CHECKING:
+    from overnight.problems.base import Facts, Problem
+    from overnight.settings import Training
+    from overnight.training.data import TokenizedRows
+    from overnight.training.models import ModelReference
+
+Record = dict[str, Any]
+
+
+class TrainingDiverged(OvernightError):
+    """The loss is no longer a number."""
+
+
+def fit(
+    problem: Problem,
+    model_ref: ModelReference,
+    facts: Facts,
+    train: TokenizedRows,
+    validation: TokenizedRows,
+    training: Training,
+    *,
+    folder: Path,
+    metric: str,
+    on_log: Callable[[Record], None] = lambda record: None,
+    on_evaluation: Callable[[Record], None] = lambda record: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    log_every_seconds: float = 2.0,
+) -> Record:
+    """Fine-tunes one model and leaves the best of its evaluations in `folder/best`.
+
+    A killed run, called again with the same arguments, continues from `folder/snapshot`; in float32 on a CPU it ends
+    with the same weights as one that was never killed.
+
+    Args:
+        folder: the run's own; gets `best/` (weights and configuration) and, while it runs, `snapshot/`.
+        metric: the metric of the problem by which evaluations are compared.
+        on_log: is given step, steps, epoch, loss (mean since the last log), learning_rate, samples_per_second,
+            tokens_per_second (without padding), every `log_every_seconds` and at evaluations.
+        on_evaluation: is given step, steps, epoch, evaluation (0, 1, …), validation_loss, metrics, value.
+        should_stop: asked before every step; `prune` ends the run at once, `budget` after one last evaluation.
+
+    Returns:
+        value, metrics and best_step of what `best/` holds (None, {} and None when a run was pruned before its first
+        evaluation), steps done, seconds, samples_per_second, tokens_per_second, stopped (None, `prune`, `budget` or
+        `patience`), micro_batch_halvings, peak_memory_mb, precision, parameters, trainable_parameters.
+
+    Raises:
+        UserError: unknown model or metric, more layers frozen than there are.
+        TrainingDiverged: the loss became infinite or not a number.
+        OutOfMemory: not even one row fits into memory.
+    """
+    names = problem.metric_names(facts)
+    if metric not in names:
+        raise UserError(Complaint("metric", f"not a metric of {problem.name}", repr(metric), nearest(metric, names)))
+    run = Run(problem, model_ref, facts, train, validation, training, folder, metric, on_log, on_evaluation)
+    return run.loop(should_stop, log_every_seconds)
+
+
+class Run:
+    """State of one run. What a snapshot has to hold of it, beyond tensors, is `self.state`."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        model_ref: ModelReference,
+        facts: Facts,
+        train: TokenizedRows,
+        validation: TokenizedRows,
+        training: Training,
+        folder: Path,
+        metric: str,
+        on_log: Callable[[Record], None],
+        on_evaluation: Callable[[Record], None],
+    ):
+        self.problem, self.facts, self.train, self.validation = problem, facts, train, validation
+        self.training, self.folder, self.metric = training, folder, metric
+        self.on_log, self.on_evaluation = on_log, on_evaluation
+        set_seed(training.seed)
+        self.accelerator, self.precision = make_accelerator(training.precision)
+        self.device = self.accelerator.device
+        self.model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
+        freeze(self.model, training.freeze_layers, training.freeze_embeddings)
+        if training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.to(self.device).train()
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, training)
+        self.class_weights: torch.Tensor | None = None
+        if training.class_weights == "balanced":
+            weights = problem.class_weights(train, facts)
+            self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        self.targets = problem.targets(validation, facts)
+        self.plan = Plan(train.lengths, training.batch_size, training.epochs, training.seed)
+        evaluations = max(1, round(training.epochs * training.evaluations_per_epoch))
+        self.evaluate_at = {max(1, round(self.plan.steps * (k + 1) / evaluations)) for k in range(evaluations)}
+        self.identity = {
+            "base": model_ref.base,
+            "revision": model_ref.revision,
+            "training": dataclasses.asdict(training),
+            "metric": metric,
+            "rows": [len(train), int(train.lengths.sum()), len(validation)],
+        }
+        self.best = folder / "best"
+        folder.mkdir(parents=True, exist_ok=True)
+        found = load_snapshot(folder, self.model, self.optimizer, self.identity)
+        if found is None:
+            forget(self.best)  # left by a run that was killed before its first snapshot
+        self.state: Record = found or {
+            "run": self.identity,
+            "step": 0,
+            "evaluations": 0,
+            "best_value": None,
+            "not_better": 0,
+            "evaluated_at": None,
+            "halvings": 0,
+            "seconds": 0.0,
+            "training_seconds": 0.0,
+            "samples": 0,
+            "tokens": 0,
+        }
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_steps = 0
+        self.bad_step = torch.full((), -1, device=self.device)
+
+    def loop(self, should_stop: Callable[[], str | None], log_every_seconds: float) -> Record:
+        """Steps until the end, or until someone stops it."""
+        state, steps, patience = self.state, self.plan.steps, self.training.patience
+        stopped: str | None = None
+        earlier, began = state["seconds"], time.monotonic()
+        before = last_log = last_snapshot = began
+        while state["step"] < steps:
+            stopped = should_stop()
+            if stopped is not None:
+                break
+            self.step()
+            due = state["step"] in self.evaluate_at
+            save = time.monotonic() - last_snapshot >= self.training.checkpoint_minutes * 60 and state["step"] < steps
+            log = time.monotonic() - last_log >= log_every_seconds
+            loss = self.mean_loss() if due or save or log else None
+            state["training_seconds"] += time.monotonic() - before
+            if loss is not None:
+                self.log(loss)
+                last_log = time.monotonic()
+            if due:
+                self.evaluate()
+            if save:
+                state["seconds"] = earlier + time.monotonic() - began
+                save_snapshot(self.folder, self.model, self.optimizer, state)
+                last_snapshot = time.monotonic()
+            if patience and state["not_better"] >= patience:
+                stopped = "patience"
+                break
+            before = time.monotonic()
+        if stopped == "budget" and state["evaluated_at"] != state["step"]:
+            self.mean_loss()
+            self.evaluate()
+        state["seconds"] = earlier + time.monotonic() - began
+        forget_snapshot(self.folder)
+        return self.result(stopped)
+
+    def step(self) -> None:
+        """One optimizer step; when memory runs out, again from its start with micro-batches of half the rows."""
+        state, training = self.state, self.training
+        rows = self.plan.rows(state["step"])
+        factor = schedule(state["step"], self.plan.steps, training)
+        while True:
+            parts = training.accumulation * 2 ** state["halvings"]
+            try:
+                loss = self.gradients(np.array_split(rows, min(parts, len(rows))))
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # outside of the handler, whose traceback would keep the activations alive
+            self.optimizer.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+            if parts >= len(rows):
+                tokens = int(self.train.lengths[rows].max())
+                rule = f"one row of {tokens} tokens does not fit into memory; a micro-batch cannot be smaller"
+                raise OutOfMemory(Complaint("training", rule))
+            state["halvings"] += 1
+        if training.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.trainable, training.max_grad_norm)
+        set_rates(self.optimizer, factor)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # no read-out here: on a GPU that would wait for every step
+        self.bad_step = torch.where((self.bad_step < 0) & ~loss.isfinite(), state["step"] + 1, self.bad_step)
+        self.loss_sum += loss
+        self.loss_steps += 1
+        state["step"] += 1
+        state["samples"] += len(rows)
+        state["tokens"] += int(self.train.lengths[rows].sum())
+
+    def gradients(self, parts: list[np.ndarray]) -> torch.Tensor:
+        """Adds up the gradients of a step's micro-batches; returns the mean loss over all that the step counts."""
+        batches = [collate(self.problem, self.model, self.train, part) for part in parts]
+        total = max(1, sum(map(self.problem.counted, batches)))
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            batch = to_device(batch, self.device)
+            with self.accelerator.autocast():
+                outputs = self.model(**inputs(batch))
+            part = self.problem.loss(outputs, batch, self.training, self.class_weights) / total
+            self.accelerator.backward(part)
+            loss += part.detach()
+        return loss
+
+    def mean_loss(self) -> float:
+        """Mean loss of the steps since the last call, 0 when there were none; waits for the device.
+
+        Raises:
+            TrainingDiverged: when one of them was not finite.
+        """
+        bad = int(self.bad_step)
+        if bad >= 0:
+            self.raise_diverged(bad)
+        mean = float(self.loss_sum) / max(1, self.loss_steps)
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return mean
+
+    def raise_diverged(self, step: int) -> NoReturn:
+        rate = self.training.learning_rate * schedule(step - 1, self.plan.steps, self.training)
+        raise TrainingDiverged(
+            Complaint("training", f"the loss is not finite any more at step {step}, at a learning rate of {rate:.3g}")
+        )
+
+    def progress(self) -> Record:
+        step, steps = self.state["step"], self.plan.steps
+        return {"step": step, "steps": steps, "epoch": self.training.epochs * step / steps}
+
+    def speed(self) -> Record:
+        seconds = max(self.state["training_seconds"], 1e-9)
+        return {f"{unit}_per_second": self.state[unit] / seconds for unit in ("samples", "tokens")}
+
+    def log(self, loss: float) -> None:
+        rate = self.training.learning_rate * schedule(self.state["step"] - 1, self.plan.steps, self.training)
+        self.on_log(self.progress() | {"loss": loss, "learning_rate": rate} | self.speed())
+
+    def evaluate(self) -> None:
+        """Measures the model on the validation rows, and keeps it when it is the best so far."""
+        state, problem = self.state, self.problem
+        plain = dataclasses.replace(self.training, label_smoothing=0.0)
+        losses: list[torch.Tensor] = []
+        counts: list[int] = []
+
+        def add(outputs: Any, batch: dict[str, torch.Tensor]) -> None:
+            losses.append(problem.loss(outputs, batch, plain, None))
+            counts.append(problem.counted(batch))
+
+        logits = forward(problem, self.model, self.validation, precision=self.accelerator.autocast, each=add)
+        loss = float(sum(losses)) / max(1, sum(counts))
+        if not math.isfinite(loss):
+            self.raise_diverged(max(1, state["step"]))
+        metrics = problem.metrics(self.targets, problem.decode(logits, self.facts), self.facts)
+        value = metrics[self.metric]
+        record = self.progress() | {
+            "evaluation": state["evaluations"],
+            "validation_loss": loss,
+            "metrics": metrics,
+            "value": value,
+        }
+        if problem.better(self.metric, value, than=state["best_value"]):
+            state |= {"best_value": value, "not_better": 0}
+            save_best(self.model, self.best, record)
+        else:
+            state["not_better"] += 1
+        state |= {"evaluations": state["evaluations"] + 1, "evaluated_at": state["step"]}
+        self.on_evaluation(record)
+
+    def result(self, stopped: str | None) -> Record:
+        # the record beside the weights, not the state: it tells what is kept even after a kill between the two
+        kept = read_best(self.best) or {"value": None, "metrics": {}, "step": None}
+        return {
+            "value": kept["value"],
+            "metrics": kept["metrics"],
+            "best_step": kept["step"],
+            "steps": self.state["step"],
+            "seconds": self.state["seconds"],
+            **self.speed(),
+            "stopped": stopped,
+            "micro_batch_halvings": self.state["halvings"],
+            "peak_memory_mb": peak_memory_mb(self.device),
+            "precision": self.precision,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in self.trainable),
+        }

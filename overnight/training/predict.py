@@ -1,0 +1,155 @@
+"""Models at work: logits of tokenized rows, and predictions for texts from a finished model folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache
+
+from overnight import problems
+from overnight.errors import Complaint, UserError
+from overnight.training.batches import bucket
+from overnight.training.device import OutOfMemory, is_out_of_memory
+from overnight.training.models import load_tokenizer, quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from overnight.problems.base import Facts, Prediction, Problem
+
+CARD = "overnight.json"
+TOKENS = {"cpu": 2048, "other": 32768}
+"""Padded tokens of one batch: on a CPU what its caches like, elsewhere what keeps the device busy."""
+
+Features = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model folder says of itself beside its weights, in `overnight.json`."""
+
+    problem: str
+    facts: dict[str, Any]
+    max_length: int
+    metric: str
+
+
+def finish_model_folder(folder: str | Path, card: Card, base: str, revision: str | None = None) -> None:
+    """Makes `best/` of a run a model folder: adds the base model's tokenizer and the card."""
+    folder = Path(folder)
+    with quiet():
+        load_tokenizer(base, revision).save_pretrained(folder)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False))
+
+
+def forward(
+    problem: Problem,
+    model: PreTrainedModel,
+    rows: Any,
+    *,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    each: Callable[[Any, dict[str, torch.Tensor]], None] | None = None,
+) -> np.ndarray:
+    """Logits of all rows in their order (float32), sorted by length inside; less memory when it runs out.
+
+    Args:
+        rows: `TokenizedRows` or a list of features; anything with a length and items.
+        precision: the context in which the model runs.
+        each: is given the outputs and the batch of each step.
+    """
+    lengths = getattr(rows, "lengths", None)
+    if lengths is None:
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+    device = next(model.parameters()).device
+    budget = TOKENS.get(device.type, TOKENS["other"])
+    waiting = bucket(lengths, budget)[::-1]
+    logits: list[Any] = [None] * len(lengths)
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        while waiting:
+            batch = waiting.pop()
+            try:
+                tensors = to_device(collate(problem, model, rows, batch), device)
+                with precision():
+                    outputs = model(**inputs(tensors))
+                if each is not None:
+                    each(outputs, tensors)
+                found = outputs.logits.float().cpu().numpy()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    rule = f"one row of {lengths[batch[0]]} tokens does not fit into memory"
+                    raise OutOfMemory(Complaint("model → max_length", rule)) from None
+                waiting += np.array_split(batch, 2)
+                found = None
+            if found is None:
+                tensors = outputs = {}
+                clear_device_cache(garbage_collection=True)
+            else:
+                for row, values in zip(batch, found, strict=True):
+                    logits[row] = values
+    model.train(training)
+    return np.stack(logits)
+
+
+def collate(problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray) -> dict[str, torch.Tensor]:
+    """The rows of one batch as padded tensors on the CPU."""
+    return problem.collate([rows[i] for i in batch], getattr(model.config, "pad_token_id", None) or 0)
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the model sees of a batch: all but the labels, of which the problem makes the loss."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> PreTrainedModel:
+    """The fine-tuned model of a folder, on the best device of this machine, ready to predict."""
+    from accelerate import Accelerator
+
+    from overnight.settings import Training
+
+    return problem.load_model(str(folder), facts, Training()).eval().to(Accelerator().device)
+
+
+def predict(problem: Problem, model_folder: str | Path, rows: Any, facts: Facts) -> np.ndarray:
+    """Logits (rows × classes) of tokenized rows in their order, computed in float32 as the served model does."""
+    return forward(problem, load_finished(problem, model_folder, facts), rows)
+
+
+class Scorer:
+    """A finished model folder, ready to score texts; needs torch, transformers and numpy only.
+
+    Raises:
+        UserError: when the folder is none of ours.
+    """
+
+    def __init__(self, folder: str | Path):
+        path = Path(folder) / CARD
+        if not path.is_file():
+            raise UserError(Complaint(str(folder), f"not a finished model folder (it has no {CARD})"))
+        self.card = Card(**json.loads(path.read_text()))
+        self.problem = problems.get(self.card.problem)
+        self.tokenizer = load_tokenizer(str(folder))
+        self.model = load_finished(self.problem, folder, self.card.facts)
+
+    def predict_texts(self, rows: Sequence[Mapping[str, str]]) -> list[Prediction]:
+        """Predictions in the order of `rows` (role → text each)."""
+        if not rows:
+            return []
+        batch = {role: [row[role] for row in rows] for role in self.problem.text_roles}
+        encoded = self.problem.encode(self.tokenizer, batch, self.card.facts, self.card.max_length)
+        features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        return self.problem.decode(forward(self.problem, self.model, features), self.card.facts)
