@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overnight.config import ARROW, Data
 from overnight.data.normalise import canonical_row, digest, labels_as_text, normalise, repair, row_digest
@@ -87,7 +88,7 @@ def ingest(
 
     fingerprint = hashlib.sha256("\n".join(row_ids[i] for i in kept).encode()).hexdigest()
     path = folder / fingerprint[:16] / "rows.parquet"
-    ids = {"row_id": row_ids, "text_id": text_ids, "source_row": source_rows}
+    ids: dict[str, Sequence[Any]] = {"row_id": row_ids, "text_id": text_ids, "source_row": source_rows}
     write_table({name: [cells[i] for i in kept] for name, cells in (ids | columns).items()}, path)
     labels = Counter(label for i in kept if (label := columns[target][i]) is not None)
     return Ingested(
