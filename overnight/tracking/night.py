@@ -1,0 +1,59 @@
+"""The night's own run in MLflow: opened when first needed, completed from the night's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overnight.home import Home
+from overnight.tracking.runs import DatasetUsed, close_night, log_night, open_night
+from overnight.tracking.store import experiment
+
+STATUS = {"promoted": "FINISHED", "kept": "FINISHED", "waiting": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
+
+
+def night_run(home: Home, model: str, night: str) -> tuple[str, str]:
+    """Experiment id and run id of a night; made on the first call, found on every later one."""
+    experiment_id = experiment(home, model)
+    return experiment_id, open_night(home, experiment_id, night)
+
+
+def finish_night(home: Home, record: Mapping[str, Any], artifacts: Mapping[Path, str]) -> None:
+    """Writes what the night learnt to its run and closes it.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer; the next night's reconcile closes the run then.
+    """
+    _, run_id = night_run(home, str(record["model"]), str(record["id"]))
+    state = str(record["state"])
+    metrics = {f"seconds/{name}": value for name, value in record.get("stages", {}).items()}
+    evaluation = (record.get("evaluation") or {}).get("candidate") or {}
+    for name, metric in evaluation.get("metrics", {}).items():
+        metrics |= {f"test/{name}{end}": metric[key] for key, end in _ENDS.items() if metric[key] is not None}
+    tags = {
+        "overnight.state": state,
+        "overnight.why": record.get("why"),
+        "overnight.fingerprint": record["fingerprint"],
+        "overnight.config_hash": record["config_hash"],
+        "overnight.version": record.get("version"),
+        "overnight.best_trial": (record.get("search") or {}).get("best"),
+        "mlflow.note.content": record.get("note"),
+    }
+    known = {key: value for key, value in tags.items() if value is not None}
+    files = {str(path): folder for path, folder in artifacts.items() if path.exists()}
+    log_night(home, run_id, metrics=metrics, tags=known, artifacts=files, datasets=_datasets(record))
+    close_night(home, run_id, STATUS.get(state, "KILLED"))
+
+
+_ENDS = {"value": "", "low": "/low", "high": "/high"}
+
+
+def _datasets(record: Mapping[str, Any]) -> list[DatasetUsed]:
+    data = record.get("data", {})
+    sides = (data.get("split") or {}).get("rows", {})
+    return [
+        DatasetUsed(str(record["model"]), str(record["fingerprint"]), data["ingested"]["source"], side, sides[side])
+        for side in ("train", "validation", "test")
+        if side in sides
+    ]
