@@ -31,7 +31,7 @@ from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured,
 from overnight.home import write_text
 
 SHOWN = 5
-HELPER = "__"  # starts the name of a helper column
+HELPER = "measured: "  # starts the name of a helper column; shown in the Data Docs
 _ONE_AT_A_TIME = threading.Lock()  # Great Expectations keeps "the" context of a process
 
 
@@ -49,7 +49,7 @@ class Check:
     mask: pd.Series | None = None
     """The rows that fail."""
     helper: pd.Series | float | None = None
-    """The helper column `__<name>`, where one is judged."""
+    """The helper column `measured: <name>`, where one is judged."""
     observed: Any = field(default=None, init=False)
     passed: bool = field(default=True, init=False)
 
@@ -208,9 +208,12 @@ def judge(
             record = records[result.expectation_config.meta["check"]]
             result.expectation_config.description = escape(_describe(record), quote=False)
         page = ValidationResultsPageRenderer().render(outcome)
+    page.sections = page.sections[1:]  # their overview calls a table with one failed warning "Failed"
     view = DefaultJinjaPageView(custom_views_directory=str(Path(__file__).parent))
     docs_folder.mkdir(parents=True, exist_ok=True)
-    write_text(docs_folder / "index.html", view.render(page, template="page.j2"))
+    refused = any(not r["passed"] and r["severity"] == "block" for r in records)
+    html = view.render(page, template="data_docs.j2", refused=refused, checks=records, gx_version=gx.__version__)
+    write_text(docs_folder / "index.html", html)
     return records
 
 
@@ -333,7 +336,7 @@ def _refuse_exceptions(check: Check, info: Mapping[str, Any]) -> None:
 
 
 def _record(check: Check, rows: pd.DataFrame, show: bool, text_roles: Sequence[str]) -> dict[str, Any]:
-    first = rows[check.mask].head(SHOWN) if check.mask is not None else rows.head(0)
+    first = rows.head(0) if check.mask is None else rows[check.mask].nsmallest(SHOWN, "source_row")
     record = {
         "expectation": check.name,
         "severity": check.severity,
