@@ -14,17 +14,22 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from overnight.config import Config, config_hash
 from overnight.errors import Complaint, DataRefused, UserError, nearest
 from overnight.home import Home, read_json, write_json
 from overnight.progress import emit
+
+if TYPE_CHECKING:
+    from overnight.tracking.registry import Version
 
 # what a night's `state` can be: the first three may be continued, the others are its end
 UNFINISHED = ("running", "failed", "interrupted")
@@ -52,16 +57,12 @@ class Night:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage and tells whoever watches; a continued night's stages add up."""
-        emit(stage=name, state="running")
-        begin = time.monotonic()
+        """Times a stage, as `timed`, and keeps it in the record."""
         try:
-            yield
+            with timed(self.record.setdefault("stages", {}), name):
+                yield
         finally:
-            stages = self.record.setdefault("stages", {})
-            stages[name] = round(stages.get(name, 0.0) + time.monotonic() - begin, 3)
-            self.update(stages=stages)
-            emit(stage=name, state="done", seconds=stages[name])
+            self.update()
 
     def __enter__(self) -> Night:
         return self
@@ -69,32 +70,63 @@ class Night:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ended = {"ended": time.time()}
-        if error is None:
-            self.update(**ended)
-        elif isinstance(error, DataRefused):
-            self.update(state="refused", why=str(error), **ended)
+        ended = time.time()
+        if isinstance(error, DataRefused):
+            self.update(state="refused", why=str(error))
         elif isinstance(error, Exception):
-            self.update(state="failed", why=str(error) or type(error).__name__, **ended)
-        else:
-            self.update(state="interrupted", why="interrupted", **ended)
+            self.update(state="failed", why=str(error) or type(error).__name__)
+        elif error is not None:
+            self.update(state="interrupted", why="interrupted")
+        self.update(ended=ended, next=next_steps(self.record), overhead=_overhead(self.record, ended))
 
 
-def begin_night(home: Home, config: Config, fingerprint: str, *, forced: bool) -> Night:
+@contextmanager
+def timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the seconds of a stage to `stages` and tells whoever watches; a continued night's stages add up."""
+    emit(stage=name, state="running")
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begun
+        stages[name] = round(stages.get(name, 0.0) + seconds, 3)
+        emit(stage=name, state="done", seconds=seconds)
+
+
+def begin_night(
+    home: Home, config: Config, fingerprint: str, *, forced: bool, stages: Mapping[str, float] | None = None
+) -> Night:
     """A new night, or the unfinished one with the same data and config, to be continued."""
     for record in reversed(night_records(home, config.name)):
         if same_work(record, config, fingerprint) and record["state"] in UNFINISHED:
             night = Night(home.nights / record["id"], record)
-            night.update(state="running", continued=record.get("continued", 0) + 1, why=None, pid=os.getpid())
+            before = record.get("stages", {})
+            added = {name: round(before.get(name, 0.0) + s, 3) for name, s in (stages or {}).items()}
+            times = record.get("continued", 0) + 1
+            night.update(state="running", continued=times, why=None, ended=None, stages={**before, **added})
             return night
         break  # only the latest: an older one's study has been overtaken
     now = datetime.now(UTC)
     folder = _new_folder(home, f"{config.name}-{now:%Y%m%d-%H%M%S}")
     facts = {"id": folder.name, "model": config.name, "state": "running", "started": now.timestamp(), "forced": forced}
-    night = Night(folder, {**facts, "fingerprint": fingerprint, "config_hash": config_hash(config), "pid": os.getpid()})
+    night = Night(folder, {**facts, "fingerprint": fingerprint, "config_hash": config_hash(config)})
     write_json(folder / "config.json", config.model_dump(mode="json"))
-    night.update()
+    config_facts = {"description": config.description, "problem": config.problem, "base": config.model.base}
+    night.update(config=config_facts, mode=config.promotion.mode, stages=dict(stages or {}))
     return night
+
+
+def unchanged(home: Home, config: Config, fingerprint: str, champion: Version | None) -> str | None:
+    """Why there is nothing to do, or None: the same data under the same config have been decided about."""
+    if champion and champion.tags.get("overnight.fingerprint") == fingerprint:
+        if champion.tags.get("overnight.config_hash") == config_hash(config):
+            return f"the champion, version {champion.number}, was trained on the same data with the same config"
+    for record in reversed(night_records(home, config.name)):
+        if record["state"] in DECIDED:
+            if record["state"] != "promoted" and same_work(record, config, fingerprint):
+                return f"night {record['id']} tried the same data with the same config; its outcome: {record['state']}"
+            return None
+    return None
 
 
 def same_work(record: dict[str, Any], config: Config, fingerprint: str) -> bool:
@@ -169,6 +201,35 @@ def held(home: Home, name: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def next_steps(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a person may want to do about a night, each with the command to paste."""
+    name, state = record["model"], record["state"]
+    config = record.get("lineage", {}).get("config", "CONFIG")
+    version = (record.get("candidate") or {}).get("version")
+    if state == "waiting":
+        text = f"promote version {version}, or leave the champion"
+        return [{"text": text, "command": f"overnight promote {name} {version} --reason '…'"}]
+    if state == "promoted":
+        undo = (
+            [{"text": "take it back", "command": f"overnight rollback {name} --reason '…'"}]
+            if record.get("champion")
+            else []
+        )
+        return [{"text": "look at the runs and the version", "command": "overnight ui"}, *undo]
+    if state == "kept":
+        return [{"text": "compare the versions", "command": f"overnight models {name}"}]
+    if state == "refused":
+        return [{"text": "look at the data alone, after mending it", "command": f"overnight validate {config}"}]
+    return [{"text": "continue from where it stopped", "command": f"overnight run {config}"}]
+
+
+def _overhead(record: Mapping[str, Any], ended: float) -> float | None:
+    """Seconds since this process started that no stage accounts for; unknown for a night of several processes."""
+    if record.get("continued"):
+        return None
+    return round(ended - psutil.Process().create_time() - sum(record.get("stages", {}).values()), 2)
 
 
 def _new_folder(home: Home, name: str) -> Path:

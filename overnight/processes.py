@@ -98,6 +98,11 @@ class Child:
         raise errors.NightFailed(errors.Complaint(str(self.folder / LOG), "the process ended before its work", how))
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def end_children() -> None:
     """Kills every child of this process: for an interrupted night."""
     for child in list(_children):

@@ -46,7 +46,8 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # the pages keep the log, the terminal shows our own progress
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         # a task run's state is written in batches; the defaults let a short night end before its last row is stored
@@ -208,3 +209,22 @@ def _answers(address: str, seconds: float) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+@contextmanager
+def mlflow_server(home: Home) -> Iterator[str]:
+    """The address of MLflow's pages: the shared server's own, else a server on the embedded store for this block."""
+    if not home.embedded_tracking:
+        yield home.tracking_uri
+        return
+    folder, port = home.folder("mlflow"), free_port()
+    record = folder / "server.json"
+    stop_server(record)  # of a command that was killed
+    address = f"http://{LOOPBACK}:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", home.tracking_uri, "--default-artifact-root", str(folder / "artifacts")]
+    start_server(command, record, folder / "server.log", f"{address}/health", {}, {"ui": address})
+    try:
+        yield address
+    finally:
+        stop_server(record)

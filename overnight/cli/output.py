@@ -11,7 +11,8 @@ import typer
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the model, as configs/sentiment.yaml.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as training.epochs=1; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as training.epochs=1; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]

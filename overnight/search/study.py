@@ -54,7 +54,7 @@ class Study:
     def __init__(self, storage: str, name: str, model: str, search: Search, evaluations: int, direction: Direction):
         import optuna
 
-        self.search = search
+        self.search, self._model = search, model
         self._optuna = optuna
         self._store = _storage(storage)
         known = set(optuna.get_all_study_names(self._store))
@@ -75,6 +75,15 @@ class Study:
     def continue_running(self) -> None:
         """Hands out again the trials that a killed night left running; only the one who holds the night may ask so."""
         self._to_continue = [t.number for t in self._trials("RUNNING")]
+
+    def fail_abandoned(self) -> None:
+        """Closes the trials that this model's earlier nights left running and that nobody will continue."""
+        for summary in self._optuna.get_all_study_summaries(self._store):
+            if summary.study_name == self._study.study_name or summary.user_attrs.get(STUDY_OF) != self._model:
+                continue
+            other = self._optuna.load_study(study_name=summary.study_name, storage=self._store)
+            for trial in other.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState.RUNNING]):
+                other.tell(trial.number, state=self._optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def ask(self) -> Ask:
         """The next trial to run: first those that a killed night left running."""

@@ -135,7 +135,9 @@ class LineReader:
 def _train(folder: Path) -> dict[str, Any]:
     """In the child: trains what params.json says; the engine's result, with the trial's state."""
     from overnight import problems
-    from overnight.training import TokenizedRows, fit
+    from overnight.training import data
+    from overnight.training.fit import fit
+    from overnight.training.models import ModelReference, resolve_base
 
     facts = read_json(folder / PARAMS)
     if facts is None:
@@ -149,12 +151,11 @@ def _train(folder: Path) -> dict[str, Any]:
 
         result = fit(
             problems.get(job.problem),
-            job.base,
+            ModelReference(resolve_base(job.base), job.revision),
             job.facts,
-            TokenizedRows.open(job.train),
-            TokenizedRows.open(job.validation),
+            data.open(job.train),
+            data.open(job.validation),
             Training(**facts["training"]),
-            revision=job.revision,
             folder=folder,
             metric=job.metric,
             on_log=lambda line: write("log", line),

@@ -19,8 +19,8 @@ def night_run(home: Home, model: str, night: str) -> tuple[str, str]:
     return experiment_id, open_night(home, experiment_id, night)
 
 
-def finish_night(home: Home, record: Mapping[str, Any], artifacts: Mapping[Path, str]) -> None:
-    """Writes what the night learnt to its run and closes it.
+def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Mapping[Path, str]) -> None:
+    """Writes what the night learnt to its run, with `note` as its description, and closes it.
 
     Raises:
         TrackingUnavailable: when MLflow does not answer; the next night's reconcile closes the run then.
@@ -28,7 +28,8 @@ def finish_night(home: Home, record: Mapping[str, Any], artifacts: Mapping[Path,
     _, run_id = night_run(home, str(record["model"]), str(record["id"]))
     state = str(record["state"])
     metrics = {f"seconds/{name}": value for name, value in record.get("stages", {}).items()}
-    evaluation = (record.get("evaluation") or {}).get("candidate") or {}
+    candidate = record.get("candidate") or {}
+    evaluation = candidate.get("evaluation") or {}
     for name, metric in evaluation.get("metrics", {}).items():
         metrics |= {f"test/{name}{end}": metric[key] for key, end in _ENDS.items() if metric[key] is not None}
     tags = {
@@ -36,9 +37,9 @@ def finish_night(home: Home, record: Mapping[str, Any], artifacts: Mapping[Path,
         "overnight.why": record.get("why"),
         "overnight.fingerprint": record["fingerprint"],
         "overnight.config_hash": record["config_hash"],
-        "overnight.version": record.get("version"),
-        "overnight.best_trial": (record.get("search") or {}).get("best"),
-        "mlflow.note.content": record.get("note"),
+        "overnight.version": candidate.get("version"),
+        "overnight.best_trial": candidate.get("trial"),
+        "mlflow.note.content": note,
     }
     known = {key: value for key, value in tags.items() if value is not None}
     files = {str(path): folder for path, folder in artifacts.items() if path.exists()}
@@ -51,9 +52,9 @@ _ENDS = {"value": "", "low": "/low", "high": "/high"}
 
 def _datasets(record: Mapping[str, Any]) -> list[DatasetUsed]:
     data = record.get("data", {})
-    sides = (data.get("split") or {}).get("rows", {})
+    sides = data.get("split", {})
     return [
-        DatasetUsed(str(record["model"]), str(record["fingerprint"]), data["ingested"]["source"], side, sides[side])
+        DatasetUsed(str(record["model"]), str(record["fingerprint"]), data["source"], side, sides[side])
         for side in ("train", "validation", "test")
         if side in sides
     ]

@@ -1,0 +1,112 @@
+"""`overnight models`, `promote`, `rollback`, `history`: versions, and who put which into production."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from overnight.cli import app
+from overnight.cli.output import AsJson, ModelName, Reason, print_json, print_table, when
+from overnight.home import Home
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model; absent: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List versions with their aliases, metrics and lineage."""
+    from overnight.tracking import registry, store
+
+    home = Home.from_environment()
+    store.prepare(home)
+    names = [name] if name else registry.names(home)
+    found = [version for one in names for version in registry.versions(home, one)]
+    if as_json:
+        print_json([_facts(version) for version in found])
+        return
+    rows = [
+        (
+            v.name,
+            v.number,
+            ", ".join(v.aliases),
+            _number(v.metrics.get("macro_f1")),
+            v.tags.get("overnight.decision", ""),
+            v.tags.get("overnight.night", ""),
+            (v.tags.get("overnight.fingerprint") or "")[:8],
+            when(v.created),
+        )
+        for v in found
+    ]
+    columns = ("model", "version", "aliases", "macro F1", "gate", "night", "data", "created")
+    print_table("Registered models", columns, rows, "no version yet; `overnight run CONFIG` makes one")
+
+
+@app.command()
+def promote(
+    name: ModelName,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version.")],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion, after a smoke test."""
+    from overnight.tracking import ledger, store
+
+    home = Home.from_environment()
+    store.prepare(home)
+    _moved(ledger.promote(home, name, version, reason=reason, smoke=_smoke(home)), as_json)
+
+
+@app.command()
+def rollback(
+    name: ModelName,
+    reason: Reason,
+    to: Annotated[int | None, typer.Option("--to", metavar="VERSION", help="Absent: the champion before this.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an earlier version back, after a smoke test."""
+    from overnight.tracking import ledger, store
+
+    home = Home.from_environment()
+    store.prepare(home)
+    _moved(ledger.rollback(home, name, reason=reason, to=to, smoke=_smoke(home)), as_json)
+
+
+@app.command()
+def history(name: ModelName, as_json: AsJson = False) -> None:
+    """Show the ledger: who, when, why, from which version to which."""
+    from overnight.tracking import ledger, registry, store
+
+    home = Home.from_environment()
+    store.prepare(home)
+    registry.versions(home, name)  # an unknown name is the user's mistake
+    entries = ledger.read(home, name)
+    if as_json:
+        print_json([entry.__dict__ for entry in entries])
+        return
+    rows = [(e.n, when(e.time), e.action, e.from_version, e.to_version, e.who, e.reason) for e in entries]
+    print_table(f"History of {name}", ("n", "when", "what", "from", "to", "who", "why"), rows)
+
+
+def _smoke(home: Home) -> Any:
+    from overnight.scoring import smoke_in_child
+
+    return lambda model: smoke_in_child(home, model)
+
+
+def _moved(entry: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(entry.__dict__)
+    else:
+        before = "none" if entry.from_version is None else f"version {entry.from_version}"
+        typer.echo(f"{entry.name}: champion is version {entry.to_version} (was {before}); ledger entry {entry.n}")
+
+
+def _facts(version: Any) -> dict[str, Any]:
+    facts = {key: getattr(version, key) for key in ("name", "number", "aliases", "created", "run_id", "metrics")}
+    return {**facts, "tags": {k: v for k, v in version.tags.items() if k.startswith("overnight.")}}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,157 @@
+"""`overnight run`, `plan`, `validate`, `report`: a night before, while and after it runs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from overnight import problems
+from overnight.cli import app
+from overnight.cli.live import shown
+from overnight.cli.output import AsJson, ConfigFile, Overrides, print_json, print_table
+from overnight.config import Config, load_config
+from overnight.errors import DataRefused
+from overnight.home import Home
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Retrain although nothing has changed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one night: from raw text to a decided model version."""
+    home, facts = Home.from_environment(), _load(config, overrides)
+    why = None if force else _nothing_to_do(home, facts, config)
+    if why:
+        record: dict[str, Any] = {"model": facts.name, "state": "skipped", "why": why}
+    else:
+        record = _night(home, config, overrides, force, quiet=as_json)
+    _show(home, record, as_json)
+
+
+@app.command()
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a night would do: rows, trials, minutes, disk. Nothing is kept."""
+    from overnight.planning import plan_night
+
+    with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder, shown(as_json):
+        facts = plan_night(Home.from_environment(), _load(config, overrides), f"{config}: data", Path(folder))
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(f"A night of {config}", ("what", "how much"), [(k, v) for k, v in facts["lines"].items()])
+
+
+@app.command()
+def validate(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check the config and the data only: expectations, quarantine, Data Docs."""
+    from overnight.data.ingest import ingest
+    from overnight.expectations import validate_rows
+    from overnight.nights import last_accepted
+    from overnight.training.models import load_tokenizer, resolve_base
+
+    home, facts = Home.from_environment(), _load(config, overrides)
+    problem = problems.get(facts.problem)
+    with shown(as_json):
+        rows = ingest(
+            facts.data,
+            home.folder("data", facts.name),
+            required_roles=problem.required_roles,
+            optional_roles=problem.optional_roles,
+            text_roles=problem.text_roles,
+            target=problem.target,
+            where=f"{config}: data",
+        )
+        folder = home.folder("validations", facts.name)
+        found = validate_rows(
+            rows.path,
+            facts.validation,
+            columns=problem.required_roles,
+            slices=facts.data.slices,
+            text_roles=problem.text_roles,
+            target=problem.target,
+            max_length=facts.model.max_length,
+            tokenizer=load_tokenizer(resolve_base(facts.model.base), facts.model.revision),
+            previous=last_accepted(home, facts.name),
+            folder=folder,
+            docs_folder=folder / "data_docs",
+        )
+    if as_json:
+        print_json({"ingested": asdict(rows), "validated": asdict(found)})
+    else:
+        marks = {True: "passed", False: "FAILED"}
+        results = [(r["expectation"], r["severity"], marks[r["passed"]], r["text"]) for r in found.results]
+        print_table(f"{config}: {rows.rows:,} rows", ("expectation", "severity", "result", "what was seen"), results)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.reasons.items()) or "none"
+        typer.echo(f"\nrefused rows: {found.rows_refused:,} ({reasons})\n  {found.quarantine}")
+        typer.echo(f"Data Docs: {found.docs}")
+    if not found.accepted:
+        raise DataRefused(*found.why)
+
+
+@app.command()
+def report(
+    night: Annotated[str | None, typer.Argument(metavar="[NIGHT]", help="Id of the night; absent: the last.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the morning report of the last night, or of a named one."""
+    from overnight.nights import find_night
+
+    home = Home.from_environment()
+    _show(home, find_night(home, night), as_json)
+
+
+def _load(path: str, overrides: list[str] | None) -> Config:
+    return load_config(path, overrides or (), problems=problems.roles())
+
+
+def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
+    """Asked before a server is started: an unchanged night should cost seconds."""
+    from overnight.nights import night_records, unchanged
+
+    if not night_records(home, config.name) and home.embedded_tracking:
+        return None
+    from overnight.data.ingest import ingest
+    from overnight.tracking import registry, store
+
+    problem = problems.get(config.problem)
+    rows = ingest(
+        config.data,
+        home.folder("data", config.name),
+        required_roles=problem.required_roles,
+        optional_roles=problem.optional_roles,
+        text_roles=problem.text_roles,
+        target=problem.target,
+        where=f"{path}: data",
+    )
+    store.prepare(home)
+    return unchanged(home, config, rows.fingerprint, registry.champion(home, config.name))
+
+
+def _night(home: Home, path: str, overrides: list[str] | None, force: bool, quiet: bool) -> dict[str, Any]:
+    from overnight.services import prefect_server
+
+    with shown(quiet), prefect_server(home):
+        from flows.retrain import retrain
+
+        return retrain(config_path=path, overrides=overrides or [], force=force)
+
+
+def _show(home: Home, record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+        return
+    from rich.console import Console
+
+    from overnight.report import terminal
+
+    Console().print(terminal(cast(Any, record)), highlight=False)
+    page = home.nights / str(record.get("id")) / "report.html"
+    if page.exists():
+        typer.echo(f"report: {page}")

@@ -1,0 +1,44 @@
+"""What a killed night leaves behind, and how it is put right before the next one starts."""
+
+from __future__ import annotations
+
+from overnight.home import Home
+from overnight.nights import Night, night_records
+from overnight.tracking import ledger, registry, runs, store
+
+
+def heal(home: Home, name: str) -> list[str]:
+    """Heals one model's state; the caller holds the model, so that no night of it is alive.
+
+    Nights without a process are marked as interrupted (the next run may continue the latest), records that MLflow did
+    not get are sent, its open runs are closed, half-made versions are deleted, an alias that somebody moved by hand
+    is written into the ledger. Optuna's trials are healed by the search that continues or replaces them.
+
+    Returns:
+        What was done, one line each.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer; what needs no MLflow is healed by then.
+    """
+    done = []
+    for record in night_records(home, name):
+        if record["state"] == "running":
+            Night(home.nights / record["id"], record).update(
+                state="interrupted", why="its process ended without a word"
+            )
+            done.append(f"night {record['id']} had no process: marked as interrupted")
+    store.prepare(home)
+    experiment_id = store.experiment(home, name)
+    for record in night_records(home, name):
+        waiting = runs.pending(home.nights / record["id"] / "trials")
+        if waiting:
+            run_id = runs.open_night(home, experiment_id, record["id"])
+            sent = [runs.sync_trial(home, experiment_id, run_id, folder) for folder in waiting]
+            done.append(f"night {record['id']}: sent the records of {len(sent)} trials to MLflow")
+    done += [f"MLflow run {run} had no process: closed" for run in runs.heal(home, experiment_id, alive=())]
+    if name in registry.names(home):
+        done += [f"version {number} was half-made: deleted" for number in registry.heal_versions(home, name)]
+        moved = ledger.observe(home, name)
+        if moved:
+            done.append(f"the champion alias was moved by other means: {moved.reason}")
+    return done

@@ -1,0 +1,121 @@
+"""What a night would do, before it does it: rows, trials, minutes, disk."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from overnight import problems
+from overnight.config import Config
+from overnight.home import Home
+from overnight.nights import DECIDED, night_records
+from overnight.processes import cores, run_child
+
+MEASURE_SECONDS = 8.0
+MEASURE_ROWS = 2000
+
+
+def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str, Any]:
+    """Reads the source, and measures the speed of training where no earlier night has.
+
+    Args:
+        where: the config's place, for complaints.
+        folder: a temporary one; nothing is written elsewhere.
+
+    Returns:
+        Facts, and under "lines" the same for people.
+    """
+    from overnight.data.ingest import ingest
+
+    problem = problems.get(config.problem)
+    rows = ingest(
+        config.data,
+        folder / "data",
+        required_roles=problem.required_roles,
+        optional_roles=problem.optional_roles,
+        text_roles=problem.text_roles,
+        target=problem.target,
+        where=where,
+    )
+    train = round(rows.rows * (1 - config.split.test - config.split.validation))
+    last = _last_speed(home, config)
+    speed = last or float(run_child(measure_speed, folder / "speed", cores(), config=config, rows=rows.path)["speed"])
+    trial = train * config.training.epochs / speed
+    search = config.search.trials * trial / config.search.parallel
+    if config.search.minutes:
+        search = min(search, 60 * config.search.minutes)
+    weights = _weights(config)
+    facts = {
+        "rows": rows.rows,
+        "train": train,
+        "trials": config.search.trials,
+        "samples_per_second": round(speed, 1),
+        "speed_from": "the last night" if last else f"{MEASURE_SECONDS:.0f} s of training just now",
+        "trial_minutes": round(trial / 60, 2),
+        "search_minutes": round(search / 60, 2),
+        "registered_mb": round(weights / 1e6),
+        "peak_mb": round(weights * 6 / 1e6),
+    }
+    facts["lines"] = {
+        "source": f"{rows.source} ({rows.encoding or 'no encoding'})",
+        "rows": f"{rows.rows:,} of {rows.source_rows:,}; about {train:,} to train on, before refusals",
+        "labels": ", ".join(f"{label} {count:,}" for label, count in rows.labels.items()),
+        "speed": f"{speed:.0f} samples/s (from {facts['speed_from']})",
+        "trials": f"{config.search.trials}, each at most {trial / 60:.1f} min; bad ones are pruned",
+        "search": f"at most {search / 60:.1f} min",
+        "disk": f"{facts['registered_mb']:,} MB for the version, up to {facts['peak_mb']:,} MB while searching",
+        "gate": f"{config.promotion.mode}, floor {config.promotion.floor:g}, gain {config.promotion.min_gain:g}",
+    }
+    return facts
+
+
+def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float]:
+    """Samples a second of a few seconds of training; runs in a child process."""
+    from overnight.data.store import read_columns
+    from overnight.training import data
+    from overnight.training.fit import fit
+    from overnight.training.models import ModelReference, load_tokenizer, resolve_base
+
+    problem = problems.get(config.problem)
+    columns = read_columns(rows, problem.required_roles)
+    whole = [i for i in range(len(columns[problem.target])) if all(columns[name][i] for name in columns)]
+    batch = {name: [values[i] for i in whole[:MEASURE_ROWS]] for name, values in columns.items()}
+    facts = problem.facts(batch)
+    base = ModelReference(resolve_base(config.model.base), config.model.revision)
+    tokenizer = load_tokenizer(base.base, base.revision)
+    tokens = data.write(folder / "tokens", [problem.encode(tokenizer, batch, facts, config.model.max_length)], {})
+    begun: list[float] = []
+    speeds: list[float] = []
+
+    def stop() -> str | None:
+        begun.append(time.monotonic())
+        return "prune" if begun[-1] - begun[0] > MEASURE_SECONDS else None
+
+    metric = config.evaluation.metric or problem.default_metric
+    result = fit(
+        problem, base, facts, tokens, tokens, config.training, folder=folder, metric=metric,
+        on_log=lambda line: speeds.append(line["samples_per_second"]), should_stop=stop, log_every_seconds=2.0,
+    )  # fmt: skip
+    # the first span holds the warming up of memory and kernels
+    return {"speed": statistics.median(speeds[1:] or speeds or [result["samples_per_second"]])}
+
+
+def _last_speed(home: Home, config: Config) -> float | None:
+    for record in reversed(night_records(home, config.name)):
+        same = record.get("config", {}).get("base") == config.model.base
+        speeds = [
+            t["samples_per_second"] for t in record.get("search", {}).get("trials", []) if t.get("samples_per_second")
+        ]
+        if same and speeds and record["state"] in DECIDED:
+            return float(statistics.median(speeds))
+    return None
+
+
+def _weights(config: Config) -> int:
+    """Bytes of the base model's weights; 0 where only the hub knows."""
+    from overnight.training.models import resolve_base
+
+    folder = Path(resolve_base(config.model.base))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0

@@ -1,0 +1,45 @@
+"""Before and after the work: reconcile what an earlier night left, and the morning report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.healing import heal
+from overnight.home import Home
+from overnight.progress import emit
+from overnight.report import night_markdown, write_report
+from overnight.tracking.night import finish_night
+from overnight.tracking.store import TrackingUnavailable
+from tasks.artifacts import markdown, table
+
+
+@task(name="reconcile", cache_policy=NO_CACHE)
+def reconcile(home: Home, name: str) -> list[str]:
+    """Heals what a killed night left. MLflow being away is no reason not to train: it is asked again later."""
+    try:
+        healed = heal(home, name)
+    except TrackingUnavailable as error:
+        healed = [str(error)]
+        emit(warning=str(error))
+    table("reconcile", [{"what": line} for line in healed or ["nothing to heal"]], "What earlier nights left")
+    return healed
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Writes the morning report: an HTML page, a page in Prefect, and both on the night's run in MLflow."""
+    page = write_report(record, folder)
+    text = night_markdown(record)
+    markdown("report", text, str(record["state"]))
+    sent = "yes"
+    try:
+        finish_night(home, record, text, {page: "report", folder / "night.json": "report", folder / "config.json": ""})
+    except TrackingUnavailable as error:
+        sent = str(error)
+        emit(warning=sent)
+    return {"page": str(page), "sent": sent}

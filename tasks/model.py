@@ -1,0 +1,180 @@
+"""From the best checkpoint to a decision: evaluate, register, gate, promote."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight import problems
+from overnight.config import Evaluation as EvaluationSection
+from overnight.config import Promotion
+from overnight.evaluation import Comparison, Evaluation, compare, evaluate
+from overnight.home import Home
+from overnight.processes import run_child
+from overnight.promotion import Decision, decide
+from overnight.report import confusion_matrix_png, decision_markdown
+from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
+from overnight.tracking import ledger, registry
+from overnight.tracking.registry import Version
+from overnight.tracking.store import TrackingUnavailable
+from tasks.artifacts import markdown
+
+
+def _server_away(task: Any, run: Any, state: Any) -> bool:
+    """Retry while MLflow does not answer; anything else will not pass by itself."""
+    try:
+        state.result()
+    except TrackingUnavailable:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def judge(
+    candidate: Path,
+    champion: Path | None,
+    test: Path,
+    folder: Path,
+    problem: str,
+    labels: list[str],
+    metric: str,
+    section: EvaluationSection,
+    slices: tuple[str, ...],
+    threads: int,
+) -> dict[str, Any]:
+    """Scores candidate and champion on the same test rows and compares them.
+
+    Returns:
+        {"candidate": Evaluation, "champion": Evaluation | None, "comparison": Comparison | None}
+    """
+    import pandas as pd
+
+    kind = problems.get(problem)
+    models = {"candidate": str(candidate)} | ({"champion": str(champion)} if champion else {})
+    scored = run_child(score_models, folder, threads, models=models, rows=str(test), text_roles=list(kind.text_roles))
+    predictions = json.loads((folder / PREDICTIONS).read_text())
+    rows = pd.read_parquet(test)
+    targets = rows[kind.target].astype(str).tolist()
+    columns = {name: rows[name].tolist() for name in slices}
+    options: dict[str, Any] = {"metric": metric, "confidence": section.confidence, "resamples": section.resamples}
+
+    def evaluation(name: str) -> Evaluation:
+        latency = scored["latency"][name]
+        return evaluate(targets, predictions[name], labels=labels, slices=columns, latency=latency, **options)
+
+    found: dict[str, Any] = {"candidate": evaluation("candidate"), "champion": None, "comparison": None}
+    if champion:
+        known = json.loads((champion / "overnight.json").read_text())["facts"].get("labels", labels)
+        found["champion"] = evaluation("champion")
+        found["comparison"] = compare(
+            targets,
+            predictions["candidate"],
+            predictions["champion"],
+            labels=labels,
+            champion_labels=known,
+            lower_is_better=metric in kind.lower_is_better,
+            **options,
+        )
+    markdown("evaluation", _evaluation_markdown(found["candidate"]), f"The candidate on {len(targets):,} test rows")
+    return found
+
+
+@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=[5, 20, 60, 120, 300],
+      retry_condition_fn=_server_away)  # fmt: skip
+def register(
+    home: Home,
+    name: str,
+    model: Path,
+    run_id: str,
+    problem: str,
+    tags: Mapping[str, Any],
+    evaluation: Evaluation,
+    description: str,
+) -> Version:
+    """Makes the candidate a version of the registered model; retried, since a server may be away for minutes."""
+    inputs = problems.get(problem).text_roles
+    version = registry.register(
+        home,
+        name,
+        model,
+        run_id=run_id,
+        inputs=inputs,
+        example={role: [SMOKE_TEXT] for role in inputs},  # never a text of the data
+        tags=tags,
+        metrics={key: metric["value"] for key, metric in evaluation["metrics"].items() if metric["value"] is not None},
+        description=description,
+    )
+    registry.set_alias(home, name, registry.CANDIDATE, version.number)
+    markdown("version", f"**{name}** version **{version.number}**, alias `candidate`", "The candidate")
+    return version
+
+
+@task(name="gate", cache_policy=NO_CACHE)
+def gate(
+    promotion: Promotion,
+    candidate: Evaluation,
+    champion: Evaluation | None,
+    comparison: Comparison | None,
+    problem: str,
+) -> Decision:
+    """Decides, and shows the decision."""
+    worse = candidate["metric"] in problems.get(problem).lower_is_better
+    decision = decide(promotion, candidate, champion, comparison, lower_is_better=worse)
+    markdown("decision", decision_markdown(decision.record()), decision.outcome)
+    return decision
+
+
+@task(name="promote", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[5, 20, 60],
+      retry_condition_fn=_server_away)  # fmt: skip
+def promote(home: Home, version: Version, champion: int | None, decision: Decision, night: str) -> dict[str, Any]:
+    """Writes the decision on the version and into the ledger, and moves the alias when it says so."""
+    outcome = decision.record()
+    tags = {"overnight.decision": decision.outcome, "overnight.reasons": json.dumps(outcome["reasons"])[:4900]}
+    registry.set_tags(home, version.name, version.number, tags)
+    why = "; ".join(reason.text for reason in decision.reasons if reason.passed == (decision.would == "promote"))
+    if decision.outcome == "promote":
+        entry = ledger.promote(
+            home,
+            version.name,
+            version.number,
+            reason=why,
+            smoke=lambda model: smoke_in_child(home, model),
+            who="overnight",
+            night=night,
+            gate=outcome,
+        )
+    else:
+        entry = ledger.record(
+            home,
+            version.name,
+            "keep",
+            from_version=champion,
+            to_version=version.number,
+            reason=f"{'waits for a person' if decision.outcome == 'wait' else 'kept'}: {why}",
+            who="overnight",
+            night=night,
+            gate=outcome,
+        )
+    return {"n": entry.n, "action": entry.action, "reason": entry.reason}
+
+
+def _evaluation_markdown(evaluation: Evaluation) -> str:
+    picture = base64.b64encode(confusion_matrix_png(evaluation["confusion"])).decode()
+    rows = [
+        f"| {name} | {_number(m['value'])} | {_number(m['low'])} | {_number(m['high'])} |"
+        for name, m in evaluation["metrics"].items()
+    ]
+    head = ["| metric | value | low | high |", "|---|---|---|---|"]
+    return "\n".join([f"![confusion matrix](data:image/png;base64,{picture})", "", *head, *rows])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,159 @@
+"""The search: one task for the study, one task run for each of its trials."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.config import Search, with_parameters
+from overnight.errors import Complaint, NightFailed
+from overnight.home import Home
+from overnight.processes import cores, end_children
+from overnight.progress import emit
+from overnight.report import trials_rows
+from overnight.search.study import Direction, Study
+from overnight.search.trial import BEST, Job, run_trial, trial_folder, write_params
+from overnight.settings import Training
+from overnight.tracking.night import night_run
+from overnight.tracking.runs import Syncer
+from tasks.artifacts import table
+
+HOPELESS = 3  # failures in a row, with nothing finished, after which the rest would fail too
+
+
+@task(name="trial", task_run_name="trial {number}", cache_policy=NO_CACHE)
+def trial(
+    number: int,
+    night_folder: Path,
+    storage: str,
+    model: str,
+    search: Search,
+    evaluations: int,
+    direction: Direction,
+    deadline: float | None,
+    threads: int,
+) -> dict[str, Any]:
+    """One fine-tuning run in a process of its own; not retried, since the study tries something better instead."""
+    study = Study(storage, night_folder.name, model, search, evaluations, direction)
+    result = run_trial(
+        trial_folder(night_folder, number),
+        report=lambda evaluation, value: study.report(number, evaluation, value),
+        deadline=deadline,
+        threads=threads,
+        on_metrics=lambda line: emit(trial=number, **line),
+    )
+    study.tell(number, result["state"], result.get("value"), result)
+    return result
+
+
+@task(name="search", cache_policy=NO_CACHE)
+def search(
+    home: Home, night_folder: Path, model: str, search: Search, training: Training, job: Job, direction: Direction
+) -> dict[str, Any]:
+    """Runs trials until their number or the time is used up; leaves one checkpoint, the best trial's.
+
+    Raises:
+        NightFailed: when no trial finished.
+    """
+    evaluations = evaluations_of(search, training)
+    study = Study(home.study_storage, night_folder.name, model, search, evaluations, direction)
+    study.continue_running()
+    study.fail_abandoned()
+    begun = time.monotonic()
+    deadline = begun + 60 * search.minutes if search.minutes else None
+    threads = max(1, cores() // search.parallel)
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    running: dict[Any, int] = {}
+    seconds: list[float] = []
+    failures: list[str] = []
+    emit(trials=search.trials, deadline=deadline)
+    with Syncer(home, lambda: night_run(home, model, night_folder.name), say=lambda text: emit(warning=text)) as syncer:
+        try:
+            while True:
+                while len(running) < search.parallel and _goes_on(study, deadline, seconds, failures):
+                    ask = study.ask()
+                    settings = with_parameters(training, ask.params)
+                    folder = trial_folder(night_folder, ask.number)
+                    write_params(folder, night_folder.name, ask.number, ask.params, settings, job)
+                    syncer.watch(folder)
+                    emit(trial=ask.number, state="running", params=ask.params)
+                    future = trial.submit(
+                        ask.number,
+                        night_folder,
+                        home.study_storage,
+                        model,
+                        search,
+                        evaluations,
+                        direction,
+                        deadline,
+                        threads,
+                    )
+                    running[future] = ask.number
+                    future.add_done_callback(done.put)
+                if not running:
+                    break
+                future = done.get()
+                number = running.pop(future)
+                result = future.result()
+                if result["state"] == "finished":
+                    seconds.append(result["seconds"])
+                    failures = []
+                elif result["state"] == "failed":
+                    failures.append(result["error"])
+                emit(trial=number, **{k: result[k] for k in ("state", "value", "seconds", "error") if k in result})
+                _keep_best(study, night_folder)
+        except BaseException:
+            end_children()  # else the threads of the trials would keep an interrupted night waiting
+            raise
+    if not study.counts["finished"]:
+        raise NightFailed(Complaint("search", "no trial finished", failures[-1] if failures else f"{study.counts}"))
+    best = study.best()
+    rows = study.rows()
+    table("trials", trials_rows(cast(Any, rows)), f"{len(rows)} trials; the best is number {best.number}")
+    return {
+        "study": night_folder.name,
+        "wanted": search.trials,
+        "minutes": search.minutes,
+        "best": best.number,
+        "params": best.params,
+        "trials": rows,
+        "counts": study.counts,
+        "seconds": round(time.monotonic() - begun, 2),
+        "checkpoint": str(trial_folder(night_folder, best.number) / BEST),
+    }
+
+
+def evaluations_of(search: Search, training: Training) -> int:
+    """Evaluations that the longest trial of the space makes."""
+    longest = {
+        name: max(search.space[name].extremes) if name in search.space else getattr(training, name)
+        for name in ("epochs", "evaluations_per_epoch")
+    }
+    return max(1, round(longest["epochs"] * longest["evaluations_per_epoch"]))
+
+
+def _goes_on(study: Study, deadline: float | None, seconds: list[float], failures: list[str]) -> bool:
+    if study.remaining <= 0:
+        return False
+    if len(failures) >= HOPELESS and not study.counts["finished"]:
+        return False
+    if deadline is None or not study.counts["finished"]:
+        return True
+    # what is left must be worth a start: a trial cut off in its first quarter only costs the checkpoint's time
+    left = deadline - time.monotonic()
+    return left > 0.25 * (sum(seconds) / len(seconds) if seconds else 0.0) and left > 0
+
+
+def _keep_best(study: Study, night_folder: Path) -> None:
+    """Deletes the checkpoints of all ended trials but the best one."""
+    best = study.best().number if study.counts["finished"] else None
+    for row in study.rows():
+        if row["number"] != best and row["state"] in ("finished", "pruned", "failed"):
+            shutil.rmtree(trial_folder(night_folder, row["number"]) / BEST, ignore_errors=True)
+            shutil.rmtree(trial_folder(night_folder, row["number"]) / "snapshot", ignore_errors=True)
