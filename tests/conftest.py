@@ -75,3 +75,25 @@ def tiny_rows():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_rows) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-bert"), tiny_rows.text.tolist())
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A prepared home, to be copied: MLflow takes seconds to make its tables."""
+    from overnight.home import Home
+    from overnight.tracking import store
+
+    root = tmp_path_factory.mktemp("empty-home") / "home"
+    store.prepare(Home.from_environment({"OVERNIGHT_HOME": str(root)}))
+    return root
+
+
+@pytest.fixture
+def home(empty_store, tmp_path):
+    """A home of the test's own with an empty MLflow store."""
+    import shutil
+
+    from overnight.home import Home
+
+    shutil.copytree(empty_store, tmp_path / "home")
+    return Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home")})

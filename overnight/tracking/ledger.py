@@ -161,7 +161,7 @@ def record(
     night: str | None = None,
     gate: Mapping[str, Any] | None = None,
 ) -> Entry:
-    """Adds an entry and reads it back; in MLflow first, which is what counts.
+    """Adds an entry and reads it back; in MLflow first, which is what counts. A continued night adds none twice.
 
     Raises:
         NightFailed: MLflow did not keep it.
@@ -169,6 +169,9 @@ def record(
     """
     with registry.one_writer(home, name), reaching(home):
         entries = read(home, name)
+        written = [e for e in entries if night and (e.night, e.action, e.to_version) == (night, action, to_version)]
+        if written:
+            return written[-1]
         last = entries[-1] if entries else None
         entry = _fitting(
             Entry(
@@ -199,8 +202,11 @@ def observe(home: Home, name: str) -> Entry | None:
     """Records a champion that came by other means: MLflow's pages, or a process killed between alias and ledger."""
     with registry.one_writer(home, name):
         now = registry.champion(home, name)
-        written = _written_champion(read(home, name)) if now else None
-        if now is None or now.number == written:
+        if now is None:
+            return None
+        last = _last_move(read(home, name))
+        written = last.to_version if last else None
+        if now.number == written:
             return None
         return record(
             home,
@@ -229,12 +235,15 @@ def _move(
             raise UserError(Complaint(version.model_uri, "was never finished, it cannot become champion"))
         old = registry.champion(home, name)
         entries = read(home, name)
-        if old and old.number == number and _written_champion(entries) == number:
+        last = _last_move(entries)
+        if old and last and old.number == number == last.to_version:
+            if night and last.night == night:  # continued after it was killed behind this very point
+                return last
             raise UserError(Complaint(name, f"version {number} is the champion already"))
         _smoke(home, version, old, smoke)
         registry.set_alias(home, name, CHAMPION, number)
         try:
-            before = old.number if old and old.number != number else _written_champion(entries)
+            before = old.number if old and old.number != number else last.to_version if last else None
             return record(
                 home,
                 name,
@@ -287,9 +296,9 @@ def _before(home: Home, name: str) -> int:
     raise UserError(Complaint(name, f"no earlier champion to go back to ({have})"))
 
 
-def _written_champion(entries: list[Entry]) -> int | None:
+def _last_move(entries: list[Entry]) -> Entry | None:
     moves = [entry for entry in entries if entry.action in MOVES]
-    return moves[-1].to_version if moves else None
+    return moves[-1] if moves else None
 
 
 def _kept(home: Home, name: str) -> dict[str, Entry] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -19,16 +20,14 @@ from mlflow.pyfunc import PythonModel
 class OvernightModel(PythonModel):
     """Input: one row a text, the columns named by the problem's roles. Output: label, its score, the scores of all."""
 
-    def load_context(self, context):  # type: ignore[no-untyped-def]
+    def load_context(self, context: Any) -> None:
         from overnight.training.predict import Scorer
 
         self.scorer = Scorer(context.artifacts["model"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        import pandas as pd
-
-        rows: list[Any] = pd.DataFrame(model_input).to_dict("records")
-        return pd.DataFrame(self.scorer.predict_texts(rows), index=getattr(model_input, "index", None))
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        rows: list[Any] = model_input.to_dict("records")
+        return pd.DataFrame(self.scorer.predict_texts(rows), index=model_input.index)
 
 
 set_model(OvernightModel())

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -74,7 +75,7 @@ def one_writer(home: Home, name: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    path = home.folder("locks") / f"registry-{name}.lock"
+    path = home.folder("locks") / f"registry-{re.sub(r'[^a-z0-9_-]', '_', name)}.lock"
     try:
         with FileLock(path, timeout=900, is_singleton=True, thread_local=True):
             yield
@@ -218,11 +219,11 @@ def versions(home: Home, name: str) -> list[Version]:
         TrackingUnavailable: when MLflow does not answer.
     """
     with reaching(home):
-        found = _versions(home, name)
-        if not found and name not in (known := names(home)):
+        known = names(home)
+        if name not in known:
             rule = "no such model" if known else "no such model; none has been registered yet"
             raise UserError(Complaint("models", rule, repr(name), nearest(name, known)))
-        return found
+        return _versions(home, name)
 
 
 def names(home: Home) -> list[str]:

@@ -13,11 +13,9 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -204,13 +202,11 @@ def _tables(database: Path) -> bool:
     """Whether the file holds a store, so that an empty or half-made one is made anew."""
     if not database.exists():
         return False
-    connection = sqlite3.connect(database)
-    try:
-        return bool(connection.execute("select count(*) from experiments").fetchone())
-    except sqlite3.DatabaseError:
-        return False
-    finally:
-        connection.close()
+    with closing(sqlite3.connect(database)) as connection:
+        try:
+            return bool(connection.execute("select count(*) from experiments").fetchone())
+        except sqlite3.DatabaseError:
+            return False
 
 
 def _create(database: Path, artifacts: Path) -> None:
@@ -226,17 +222,16 @@ def _create(database: Path, artifacts: Path) -> None:
 
 
 def _upgrade(home: Home, database: Path) -> None:
-    """MLflow's own command, in a process of its own; the copy beside the store is kept."""
+    """MLflow's own `db upgrade`; the copy beside the store is kept, and put back when it fails."""
+    import_quietly()
+    from mlflow.db import upgrade
+
     copy = database.with_name(f"{database.stem}-before-{installed_version('mlflow')}{database.suffix}")
-    with sqlite3.connect(database) as old, sqlite3.connect(copy) as new:
+    with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(copy)) as new:
         old.backup(new)
-    old.close()
-    new.close()
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", home.tracking_uri]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=database.parent)
-    if done.returncode:
+    try:
+        upgrade.main([home.tracking_uri], standalone_mode=False)
+    except Exception as error:  # of Alembic, SQLAlchemy or a migration itself
         shutil.copyfile(copy, database)
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise NightFailed(
-            Complaint(str(database), f"MLflow {installed_version('mlflow')} cannot migrate this store", *reason)
-        )
+        rule = f"MLflow {installed_version('mlflow')} cannot migrate this store"
+        raise NightFailed(Complaint(str(database), rule, str(error).splitlines()[0])) from None
