@@ -34,8 +34,12 @@ def quotas(counts: dict[str, int], size: int) -> dict[str, int]:
     """Rows of each label in a sample of `size`, by the largest remainder; a label is never left without a row."""
     total = sum(counts.values())
     exact = {label: size * count / total for label, count in counts.items()}
-    quota = Counter({label: max(1, int(share)) for label, share in exact.items()})
+    quota = Counter({label: int(share) for label, share in exact.items()})
     by_remainder = sorted(exact, key=lambda label: (int(exact[label]) - exact[label], label))
-    for label in by_remainder[: max(0, size - quota.total())]:
+    for label in by_remainder[: size - quota.total()]:
         quota[label] += 1
+    for label in [label for label, rows in quota.items() if rows == 0]:
+        quota[label] = 1
+        largest = max(quota, key=lambda label: (quota[label], label))
+        quota[largest] -= quota[largest] > 1
     return dict(quota)

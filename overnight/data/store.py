@@ -44,3 +44,11 @@ def write_table(columns: Mapping[str, Sequence[Any]] | pa.Table, path: Path) -> 
         if isinstance(error, OSError):
             raise NightFailed(Complaint(str(path), "cannot be written", error.strerror or str(error))) from None
         raise
+
+
+def read_columns(path: str | Path, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a Parquet file as lists."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path, columns=list(columns))
+    return {name: table[name].to_pylist() for name in columns}
