@@ -20,10 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from overnight.config import Promotion
-from overnight.evaluation import Comparison, Evaluation, Metric
+if TYPE_CHECKING:
+    from overnight.config import Promotion
+    from overnight.evaluation import Comparison, Evaluation, Metric
 
 Outcome = Literal["promote", "keep", "wait"]
 ROUNDING = 1e-12  # so that a gain of 0.82 − 0.80 reaches a min_gain of 0.02

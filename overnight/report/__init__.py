@@ -1,0 +1,14 @@
+"""The morning report: one record of the night, shown in the terminal, as a page, as pictures and as tables.
+
+    rich.print(terminal(record))
+    path.write_text(html(record))
+
+What a record holds is written down in `record.py`. No report ever shows a text of the data.
+"""
+
+from overnight.report.markdown import decision_markdown, trials_rows, validation_rows
+from overnight.report.page import html
+from overnight.report.record import NightRecord
+from overnight.report.terminal import terminal
+
+__all__ = ["NightRecord", "decision_markdown", "html", "terminal", "trials_rows", "validation_rows"]

@@ -1,0 +1,60 @@
+"""The decision, the trials and the expectations as Prefect artifacts show them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from overnight.report.words import number
+
+if TYPE_CHECKING:
+    from overnight.report.record import Expected, Trial
+
+SAID = {"promote": "Promote", "keep": "Keep the champion", "wait": "Wait for a person"}
+
+
+def decision_markdown(decision: Mapping[str, Any]) -> str:
+    """`Decision.record()` as a heading and a table of all rules."""
+    title = SAID[decision["outcome"]]
+    if decision["mode"] == "dry-run" and decision["would"] == "promote":
+        title = "Dry run: would promote"
+    lines = [f"# {title}", "", "| | rule | what it saw |", "|---|---|---|"]
+    for reason in decision["reasons"]:
+        lines.append(f"| {'✓' if reason['passed'] else '✗'} | {_cell(reason['rule'])} | {_cell(reason['text'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def trials_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """One flat row a trial, for a table artifact; every row has the same keys."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.get("params", {})))
+    return [
+        {
+            "trial": trial["number"],
+            "state": trial["state"],
+            "value": None if trial.get("value") is None else round(trial["value"] or 0.0, 4),
+            **{name: number(trial.get("params", {}).get(name, "")) for name in names},
+            "evaluations": len(trial.get("evaluations", {})),
+            "seconds": round(trial["seconds"], 1) if "seconds" in trial else None,
+            "samples/s": round(trial["samples_per_second"], 1) if "samples_per_second" in trial else None,
+        }
+        for trial in trials
+    ]
+
+
+def validation_rows(results: Sequence[Expected]) -> list[dict[str, Any]]:
+    """One row an expectation, for a table artifact."""
+    return [
+        {
+            "expectation": result["expectation"],
+            "result": "passed" if result["passed"] else {"block": "failed"}.get(result["severity"], "warning"),
+            "seen": result.get("text", ""),
+        }
+        for result in results
+    ]
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its cell: labels and names are other people's words."""
+    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")

