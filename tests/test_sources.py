@@ -85,7 +85,9 @@ def test_every_missing_column_is_named_with_the_nearest(tmp_path):
     said = complaint(path, columns={"text": "txt"}, slices=["regoin"])
     assert "c.yaml: data → columns → text: no such column in a.csv, got 'txt'; did you mean text?" in said
     assert "c.yaml: data → slices: no such column in a.csv, got 'regoin'; did you mean region?" in said
-    assert "no such column in a.csv (which has text, label, region), got 'zzz'" in complaint(path, columns={"text": "zzz"})
+    assert "no such column in a.csv (which has text, label, region), got 'zzz'" in complaint(
+        path, columns={"text": "zzz"}
+    )
 
 
 def test_a_missing_file_names_its_sibling(tmp_path):
