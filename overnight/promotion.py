@@ -132,7 +132,7 @@ def _against_champion(promotion: Promotion, comparison: Comparison) -> list[Reas
         names = _some(comparison["unknown_labels"])
         text += f"; the champion does not know {names} and gets those {comparison['unknown_rows']:,} rows wrong"
     enough = value > 0 and value >= promotion.min_gain - ROUNDING
-    interval = f"{comparison['confidence']:.0%} interval {_interval(found)}"
+    interval = f"{100 * comparison['confidence']:g} % interval {_interval(found)}"
     return [
         Reason("gain", enough, text, value, promotion.min_gain),
         Reason("chance", low > 0, f"gain {value:+.3f} {metric}, {interval}: {verdict}", low, 0.0),

@@ -137,7 +137,7 @@ def test_reasons_read_as_sentences_with_numbers():
     texts = {r.rule: r.text for r in decide(Promotion(floor=0.6), evaluation(), evaluation(), comparison()).reasons}
     assert texts["floor"] == "macro_f1 0.800 reaches the floor 0.600"
     assert texts["gain"] == "gain +0.020 macro_f1 over the champion (asked: any gain)"
-    assert texts["chance"] == "gain +0.020 macro_f1, 95% interval [+0.005, +0.035]: better than chance explains"
+    assert texts["chance"] == "gain +0.020 macro_f1, 95 % interval [+0.005, +0.035]: better than chance explains"
     assert texts["class_drop"] == "no class lost anything"
     assert texts["latency"] == "10.0 ms a text, 1.00 times the champion's 10.0 ms (allowed: 1.50)"
     tie = decide(Promotion(), evaluation(), evaluation(), comparison(0.0, 0.0, 0.0, changed=0))

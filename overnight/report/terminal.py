@@ -172,6 +172,6 @@ def _cost(record: NightRecord) -> Iterator[tuple[str, str]]:
     parts = [f"{name} {duration(stages[name])}" for name in stages if name in longest]
     seconds = took(record)
     if "overhead" in record and seconds:
-        parts.append(f"overhead {duration(record['overhead'])} ({record['overhead'] / seconds:.0%})")
+        parts.append(f"overhead {duration(record['overhead'])} ({100 * record['overhead'] / seconds:.0f} %)")
     if parts:
         yield "cost", " · ".join(parts)
