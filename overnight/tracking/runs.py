@@ -126,7 +126,8 @@ def log_night(
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=used.name,
+                    # MLflow keeps one input for each name and digest: the sides of one data set need names of their own
+                    name=f"{used.name}-{used.context}",
                     digest=used.digest[:32],
                     source_type="local",
                     source=json.dumps({"uri": redact(used.source)}),
