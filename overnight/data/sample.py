@@ -15,8 +15,8 @@ def sample_rows(
 
     Each label gets its share of `size` (largest remainder) and fills it with the rows whose text hashes lowest. Rows of
     one text are thus kept together, in whatever labels they occur, so the validation meets duplicates and
-    contradictions: as many as in the source on average, more or fewer where a few texts have very many copies. The order
-    of the rows does not matter, and growth of the source changes the sample only at its edge.
+    contradictions: as many as in the source on average, more or fewer where a few texts have very many copies. The
+    order of the rows does not matter, and growth of the source changes the sample only at its edge.
     """
     if size is None or size >= len(row_ids):
         return list(range(len(row_ids)))
