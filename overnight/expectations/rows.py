@@ -19,7 +19,7 @@ from overnight.errors import Complaint, UserError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKEN_SAMPLE = 20_000
+TOKEN_SAMPLE = 5_000
 LANGUAGE_SAMPLE = 1_000
 DAMAGED = re.compile("[\x00\x80-\x9f\ufffd]")  # NUL, C1 controls, the character that stands for lost ones
 

@@ -25,12 +25,13 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 
-from overnight.config import Validation
+from overnight.config import FurtherExpectation, Validation
 from overnight.errors import Complaint, NightFailed, UserError, nearest
 from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured, known_labels
 from overnight.home import write_text
 
 SHOWN = 5
+UNSEEN = ["row_id", "text_id"]  # nothing asks for them, and Great Expectations hashes every column it is given
 HELPER = "measured: "  # starts the name of a helper column; shown in the Data Docs
 _ONE_AT_A_TIME = threading.Lock()  # Great Expectations keeps "the" context of a process
 
@@ -173,7 +174,8 @@ def checks(
         share = round(1 - expect.language.min_share, 9)
         found.append(at_most("language", measured.foreign, share, what, expect.language.severity))
     found.append(at_most("refused", bad, validation.max_refused, "were refused", "block"))
-    found += [_further(entry, i, table) for i, entry in enumerate(validation.also) if entry.severity != "off"]
+    seen = [str(c) for c in table if c not in UNSEEN]
+    found += [_further(entry, i, seen) for i, entry in enumerate(validation.also) if entry.severity != "off"]
     return [c for c in found if c.severity != "off"]
 
 
@@ -185,16 +187,21 @@ def judge(
     Raises:
         NightFailed: when an expectation could not be evaluated.
     """
-    frame = rows.assign(**{HELPER + c.name: c.helper for c in found if c.helper is not None})
+    frame = rows.drop(columns=UNSEEN).assign(**{HELPER + c.name: c.helper for c in found if c.helper is not None})
     for number, check in enumerate(found):
         for expectation in check.expectations:
             expectation.meta = {"check": number}
             expectation.severity = FailureSeverity.CRITICAL if check.severity == "block" else FailureSeverity.WARNING
     with _ONE_AT_A_TIME, _context() as context:
-        source = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
-        batch = source.add_batch_definition_whole_dataframe("tonight").get_batch({"dataframe": frame})
-        suite = gx.ExpectationSuite(name="overnight", expectations=[e for c in found for e in c.expectations])
-        outcome = batch.validate(suite, result_format={"result_format": "BASIC", "exclude_unexpected_values": True})
+        asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
+        tonight = asset.add_batch_definition_whole_dataframe("tonight")
+        every = [e for check in found for e in check.expectations]
+        suite = context.suites.add(gx.ExpectationSuite(name="overnight", expectations=every))
+        definition = gx.ValidationDefinition(name="overnight", data=tonight, suite=suite)
+        outcome = context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": frame},
+            result_format={"result_format": "BASIC", "exclude_unexpected_values": True},
+        )
         for result in outcome.results:
             check = found[result.expectation_config.meta["check"]]
             _refuse_exceptions(check, result.exception_info)
@@ -286,7 +293,7 @@ def _label_share(validation: Validation, measured: Measured, previous: Mapping[s
     )
 
 
-def _further(entry: Any, number: int, table: pd.DataFrame) -> Check:
+def _further(entry: FurtherExpectation, number: int, columns: Sequence[str]) -> Check:
     place = f"validation → also → {number}"
     known = {
         c.expectation_type: c
@@ -297,9 +304,9 @@ def _further(entry: Any, number: int, table: pd.DataFrame) -> Check:
     if name not in known:
         raise UserError(Complaint(f"{place} → expect", "not an expectation", repr(name), nearest(name, known)))
     column = entry.arguments.get("column")
-    if column is not None and column not in table:
+    if column is not None and column not in columns:
         where = f"{place} → arguments → column"
-        raise UserError(Complaint(where, "no such column", repr(column), nearest(str(column), table.columns)))
+        raise UserError(Complaint(where, "no such column", repr(column), nearest(str(column), columns)))
     try:
         expectation = known[name](**entry.arguments)
     except (TypeError, ValueError) as error:  # pydantic's are ValueErrors
