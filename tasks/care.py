@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -33,12 +33,22 @@ def reconcile(home: Home, name: str) -> list[str]:
 @task(name="report", cache_policy=NO_CACHE)
 def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Writes the morning report: an HTML page, a page in Prefect, and both on the night's run in MLflow."""
-    page = write_report(record, folder)
-    text = night_markdown(record)
+    page = write_report(cast(Any, record), folder)
+    text = night_markdown(cast(Any, record))
     markdown("report", text, str(record["state"]))
     sent = "yes"
     try:
-        finish_night(home, record, text, {page: "report", folder / "night.json": "report", folder / "config.json": ""})
+        finish_night(
+            home,
+            record,
+            text,
+            {
+                page: "report",
+                folder / "confusion_matrix.png": "report",
+                folder / "night.json": "report",
+                folder / "config.json": "",
+            },
+        )
     except TrackingUnavailable as error:
         sent = str(error)
         emit(warning=sent)

@@ -167,7 +167,7 @@ def promote(home: Home, version: Version, champion: int | None, decision: Decisi
 
 
 def _evaluation_markdown(evaluation: Evaluation) -> str:
-    picture = base64.b64encode(confusion_matrix_png(evaluation["confusion"])).decode()
+    picture = base64.b64encode(confusion_matrix_png(evaluation)).decode()
     rows = [
         f"| {name} | {_number(m['value'])} | {_number(m['low'])} | {_number(m['high'])} |"
         for name, m in evaluation["metrics"].items()

@@ -97,3 +97,19 @@ def home(empty_store, tmp_path):
 
     shutil.copytree(empty_store, tmp_path / "home")
     return Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home")})
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory):
+    """A real Prefect server, one for all tests of a session: starting one takes ten seconds."""
+    from overnight.home import Home
+    from overnight.services import prefect_server
+
+    before = {name: os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_HOME")}
+    home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path_factory.mktemp("prefect-home"))})
+    with prefect_server(home) as api:
+        for name, value in before.items():  # only the tests that ask for the server are to see it
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        yield api

@@ -10,6 +10,7 @@ import errno
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 
 import typer
 
@@ -39,8 +40,9 @@ def _root(
     pass
 
 
-# the commands register themselves on `app`
-from overnight.cli import models, night, state  # noqa: E402, F401
+# the commands register themselves on `app`, in the order in which the help lists them
+for _module in ("night", "models", "state"):
+    import_module(f"overnight.cli.{_module}")
 
 
 def main() -> None:

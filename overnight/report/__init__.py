@@ -6,9 +6,20 @@
 What a record holds is written down in `record.py`. No report ever shows a text of the data.
 """
 
-from overnight.report.markdown import decision_markdown, trials_rows, validation_rows
-from overnight.report.page import html
+from overnight.report.markdown import decision_markdown, night_markdown, trials_rows, validation_rows
+from overnight.report.page import html, write_report
+from overnight.report.pictures import confusion_matrix_png
 from overnight.report.record import NightRecord
 from overnight.report.terminal import terminal
 
-__all__ = ["NightRecord", "decision_markdown", "html", "terminal", "trials_rows", "validation_rows"]
+__all__ = [
+    "NightRecord",
+    "confusion_matrix_png",
+    "decision_markdown",
+    "html",
+    "night_markdown",
+    "terminal",
+    "trials_rows",
+    "validation_rows",
+    "write_report",
+]

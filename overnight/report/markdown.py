@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from overnight.report.words import number
+from overnight.report.words import headline, interval, metric_lines, number, point, trial_counts
 
 if TYPE_CHECKING:
-    from overnight.report.record import Expected, Trial
+    from overnight.report.record import Expected, NightRecord, Trial
 
 SAID = {"promote": "Promote", "keep": "Keep the champion", "wait": "Wait for a person"}
 
@@ -22,6 +22,26 @@ def decision_markdown(decision: Mapping[str, Any]) -> str:
     lines = [f"# {title}", "", "| | rule | what it saw |", "|---|---|---|"]
     for reason in decision["reasons"]:
         lines.append(f"| {'✓' if reason['passed'] else '✗'} | {_cell(reason['rule'])} | {_cell(reason['text'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def night_markdown(record: NightRecord) -> str:
+    """The whole report in a few lines, for a page of Prefect and the description of the run in MLflow."""
+    said = headline(record)
+    lines = [f"# {_cell(said.title)}", "", *(f"- {_cell(why)}" for why in said.why)]
+    metrics = metric_lines(record)
+    if metrics:
+        lines += ["", "| metric | candidate | champion |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(m.name)} | {point(m.candidate)} {interval(m.candidate)} | {point(m.champion)} |" for m in metrics
+        ]
+    search = record.get("search")
+    if search:
+        lines += ["", f"Search: {_cell(trial_counts(search))}"]
+    data = record.get("data")
+    if data and "rows_refused" in data:
+        lines += ["", f"Data: {data['rows']:,} rows, {data['rows_refused']:,} refused"]
+    lines += ["", *(f"Next: {step['text']}: `{step['command']}`" for step in record.get("next", []))]
     return "\n".join(lines) + "\n"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overnight.home import write_text
 from overnight.report import words
 from overnight.report.markdown import trials_rows
-from overnight.report.pictures import FEWEST_ROWS, drawn, svg
+from overnight.report.pictures import FEWEST_ROWS, drawn, png, svg
 
 if TYPE_CHECKING:
     from overnight.evaluation import Evaluation
@@ -128,3 +130,12 @@ def _shares(amounts: dict[str, Any], most: bool = False) -> list[dict[str, Any]]
     """Each amount with its share of the sum (or of the largest), in percent."""
     whole = (max if most else sum)(amounts.values(), default=0) if most else sum(amounts.values())
     return [{"name": n, "amount": a, "share": round(100 * a / whole, 2) if whole else 0} for n, a in amounts.items()]
+
+
+def write_report(record: NightRecord, folder: Path) -> Path:
+    """Writes `report.html` and the pictures beside it; returns the page."""
+    page = folder / "report.html"
+    write_text(page, html(record))
+    for name, figure in drawn(record).items():
+        (folder / f"{name}.png").write_bytes(png(figure))
+    return page

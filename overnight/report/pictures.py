@@ -108,6 +108,11 @@ def drawn(record: NightRecord) -> dict[str, Figure]:
     return found
 
 
+def confusion_matrix_png(evaluation: Evaluation) -> bytes:
+    """The confusion matrix alone."""
+    return png(confusion_matrix(evaluation))
+
+
 def png(figure: Figure) -> bytes:
     """The figure on white."""
     file = io.BytesIO()
