@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-JITTER = 0.05
+JITTER = 0.02
 """Lengths are blurred by this share before sorting, so that each epoch puts other rows together."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def save_best(model: PreTrainedModel, folder: Path, evaluation: Mapping[str, Any
     """Makes `folder` hold this model and the evaluation it was kept for; the one before stays until then."""
     temporary, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     forget(temporary)
-    with _no_space(folder), quiet():
+    with _os_errors(folder), quiet():
         model.save_pretrained(temporary)
         (temporary / EVALUATION).write_text(json.dumps(dict(evaluation), indent=2))
     read_best(folder)
@@ -64,7 +65,7 @@ def save_snapshot(
     path = folder / SNAPSHOT
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    with _no_space(path):
+    with _os_errors(path):
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"state": json.dumps(dict(state))})
     os.replace(temporary, path)
 
@@ -114,10 +115,10 @@ def forget(folder: Path) -> None:
 
 
 @contextmanager
-def _no_space(path: Path) -> Iterator[None]:
+def _os_errors(path: Path) -> Iterator[None]:
     """safetensors reports a full disk as an error of its own; callers know OSError."""
     try:
         yield
     except SafetensorError as error:
-        full = "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from None
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None

@@ -108,7 +108,9 @@ class Run:
         self.model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
         freeze(self.model, training.freeze_layers, training.freeze_embeddings)
         if training.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # renamed within transformers 5; the old name goes with 6
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model.to(self.device).train()
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, training)

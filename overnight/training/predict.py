@@ -89,9 +89,9 @@ def forward(
                 if len(batch) == 1:
                     rule = f"one row of {lengths[batch[0]]} tokens does not fit into memory"
                     raise OutOfMemory(Complaint("model → max_length", rule)) from None
-                waiting += np.array_split(batch, 2)
-                found = None
-            if found is None:
+                halves = [np.array_split(rows, min(2, len(rows))) for rows in (*waiting, batch)]
+                waiting = [half for pair in halves for half in pair]
+                if found is None:
                 tensors = outputs = {}
                 clear_device_cache(garbage_collection=True)
             else:
