@@ -51,8 +51,10 @@ class Night:
         return str(self.record["id"])
 
     def update(self, **facts: Any) -> None:
-        """Adds facts to the record, on disk at once."""
+        """Adds facts to the record, on disk at once; a fact that is None is taken out."""
         self.record.update(facts)
+        for name in [name for name, fact in self.record.items() if fact is None]:
+            del self.record[name]
         write_json(self.folder / RECORD, self.record)
 
     @contextmanager

@@ -1,0 +1,244 @@
+"""Whole nights through the real command line, on a tiny model: real Prefect, MLflow, Optuna, Great Expectations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_rows
+
+OVERNIGHT = Path(sys.executable).with_name("overnight")
+
+
+class Project:
+    """A folder with data, a config and a home, as a user has."""
+
+    def __init__(self, folder: Path, model: Path, api: str):
+        self.folder, self.home = folder, folder / "home"
+        self.config = folder / "tiny.yaml"
+        self.environment = os.environ | {
+            "OVERNIGHT_HOME": str(self.home),
+            "PREFECT_API_URL": api,
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "120",
+        }
+        rows = make_rows(500)
+        rows.to_csv(folder / "rows.csv", index=False)
+        self.write(
+            {
+                "name": "tiny",
+                "model": {"base": str(model), "max_length": 32},
+                "data": {"source": str(folder / "rows.csv")},
+                "validation": {"expect": {"labels": {"known": ["good", "bad", "plain"]}}},
+                "training": {"epochs": 6, "learning_rate": 5e-3, "batch_size": 16},
+                "search": {"trials": 2, "space": {"learning_rate": {"low": 3e-3, "high": 8e-3}}},
+                "promotion": {"floor": 0.5},
+            }
+        )
+
+    def write(self, facts: dict) -> None:
+        self.config.write_text(yaml.safe_dump(facts))
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """One command; its exit code is checked, and that it shows no traceback."""
+        done = subprocess.run(
+            [str(OVERNIGHT), *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    def facts(self, *arguments: str, code: int = 0):
+        return json.loads(self.run(*arguments, "--json", code=code).stdout)
+
+    def champion(self) -> int | None:
+        aliased = [v["number"] for v in self.facts("models", "tiny") if "champion" in v["aliases"]]
+        return aliased[0] if aliased else None
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model, prefect_api) -> Project:
+    return Project(tmp_path_factory.mktemp("project"), tiny_model, prefect_api)
+
+
+@pytest.fixture(scope="module")
+def first(project) -> dict:
+    """The record of a first night, run once for the tests below."""
+    return project.facts("run", str(project.config))
+
+
+def test_first_night_promotes(project, first):
+    """From raw text to version 1 behind the alias champion, with lineage, trials, intervals and a report."""
+    assert first["state"] == "promoted" and project.champion() == 1
+    assert first["candidate"]["evaluation"]["metrics"]["macro_f1"]["value"] > 0.8
+    assert {"reconcile", "ingest", "validate", "split", "tokenize", "search", "evaluate"} <= set(first["stages"])
+    assert {"register", "gate", "promote", "report"} <= set(json.loads(_record(project, first).read_text())["stages"])
+    assert [trial["state"] for trial in first["search"]["trials"]].count("finished") >= 1
+    version = project.facts("models", "tiny")[0]
+    assert version["tags"]["overnight.fingerprint"] == first["fingerprint"]
+    assert version["tags"]["overnight.config_hash"] == first["config_hash"]
+    assert project.facts("history", "tiny")[0]["action"] == "promote"
+    page = (project.home / "nights" / first["id"] / "report.html").read_text()
+    assert "promoted" in page.lower() and "http://" not in page and "https://" not in page
+    kept = list((project.home / "nights" / first["id"] / "trials").glob("*/best"))
+    assert len(kept) == 1, "checkpoints of losers are deleted"
+
+
+def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
+    """Every stage of the night is a finished task run in Prefect, and those with something to show have an artifact."""
+    import httpx
+
+    runs = httpx.post(f"{prefect_api}/task_runs/filter", json={"limit": 200}).json()
+    finished = {run["name"].split("-")[0] for run in runs if run["state_type"] == "COMPLETED"}
+    for stage in "reconcile ingest validate split tokenize search evaluate register gate promote report".split():
+        assert stage in finished
+    assert "trial 0" in {run["name"] for run in runs}
+    artifacts = {a["key"] for a in httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()}
+    assert {"validation", "trials", "evaluation", "decision", "report"} <= artifacts
+
+
+def test_mlflow_holds_the_night(project, first):
+    """One parent run with the data sets and the report, one child run a trial with its true status."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.home / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if run.data.tags.get("overnight.kind") == "night")
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.status == "FINISHED" and parent.data.tags["overnight.state"] == "promoted"
+    assert {i.tags[0].value for i in parent.inputs.dataset_inputs} == {"train", "validation", "test"}
+    states = {trial["number"]: trial["state"] for trial in first["search"]["trials"]}
+    assert len(children) == len(states)
+    for run in children:
+        number = int(run.data.tags["overnight.trial"].rsplit("/", 1)[1])
+        assert run.data.tags["overnight.state"] == states[number]
+        assert run.info.status == {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[states[number]]
+        assert client.get_metric_history(run.info.run_id, "macro_f1")
+    assert {a.path for a in client.list_artifacts(parent.info.run_id, "report")} >= {"report/report.html"}
+
+
+def test_nothing_changed_nothing_done(project, first):
+    """The same data and config: no server, no training, a reason, exit 0."""
+    again = project.facts("run", str(project.config))
+    assert again["state"] == "skipped" and "version 1" in again["why"]
+    assert len(list((project.home / "nights").iterdir())) == 1
+
+
+def test_force_on_equal_data_is_a_tie(project, first):
+    """Retrained on the same rows with the same seeds: no gain beyond chance, so the champion stays."""
+    record = project.facts("run", str(project.config), "--force")
+    assert record["state"] == "kept" and project.champion() == 1
+    failed = [reason["rule"] for reason in record["decision"]["reasons"] if not reason["passed"]]
+    assert "chance" in failed or "gain" in failed
+    assert project.facts("history", "tiny")[-1]["action"] == "keep"
+
+
+def test_promote_and_rollback_by_hand(project, first):
+    """A person may promote what the gate kept, and take it back; both are in the ledger with the reason."""
+    if len(project.facts("models", "tiny")) < 2:
+        project.run("run", str(project.config), "--force")
+    project.run("promote", "tiny", "2", "--reason", "support asked for it")
+    assert project.champion() == 2
+    project.run("rollback", "tiny", "--reason", "it was a mistake")
+    assert project.champion() == 1
+    assert [e["reason"] for e in project.facts("history", "tiny")[-2:]] == ["support asked for it", "it was a mistake"]
+    project.run("promote", "tiny", "99", "--reason", "x", code=2)
+    project.run("rollback", "tini", "--reason", "x", code=2)
+    assert project.champion() == 1
+
+
+def test_refused_data_stop_the_night(project, first):
+    """Half the labels unknown: exit 3, the expectation named, champion and ledger untouched."""
+    before = project.facts("history", "tiny")
+    rows = make_rows(500, seed=2)
+    rows.loc[rows.index % 2 == 0, "label"] = "surprise"
+    rows.to_csv(project.folder / "bad.csv", index=False)
+    done = project.run("run", str(project.config), "--set", f"data.source={project.folder / 'bad.csv'}", code=3)
+    assert "label" in done.stderr
+    assert project.champion() == 1 and project.facts("history", "tiny") == before
+    assert project.facts("report")["state"] == "refused"
+
+
+@pytest.mark.parametrize("moment", ["split", "search", "evaluate"])
+def test_a_killed_night_is_continued(project, first, moment):
+    """kill -9 during a stage: the next run continues the same night and repeats no finished trial."""
+    rows = make_rows(500, seed=2 + len(moment))
+    source = project.folder / f"{moment}.csv"
+    rows.to_csv(source, index=False)
+    arguments = [str(OVERNIGHT), "run", str(project.config), "--set", f"data.source={source}"]
+    arguments += ["--set", "search.trials=3", "--set", "search.pruner=none"]
+    night = subprocess.Popen(
+        arguments,
+        env=project.environment,
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert night.stderr is not None
+    wanted = {"split": "✓ validate", "search": "trial 1:", "evaluate": "✓ search"}[moment]
+    for line in night.stderr:
+        if wanted in line:
+            break
+    if moment == "search":
+        time.sleep(0.5)
+    night.send_signal(signal.SIGKILL)
+    night.wait()
+    killed = _last(project)
+    assert killed["state"] == "running"
+    done = {t.parent.name: t.read_text() for t in (project.home / "nights" / killed["id"]).glob("trials/*/result.json")}
+    record = json.loads(
+        subprocess.run([*arguments, "--json"], env=project.environment, cwd=project.folder, capture_output=True).stdout
+    )
+    assert record["id"] == killed["id"] and record["continued"] == 1
+    assert record["state"] in ("promoted", "kept")
+    assert len(record["search"]["trials"]) == 3
+    for name, text in done.items():
+        assert (project.home / "nights" / killed["id"] / "trials" / name / "result.json").read_text() == text
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_process(project, first):
+    """An interrupt in the middle of a trial: exit 130, no traceback, no training process, champion untouched."""
+    import psutil
+
+    before = project.champion()
+    night = subprocess.Popen(
+        [str(OVERNIGHT), "run", str(project.config), "--force", "--set", "training.epochs=500"],
+        env=project.environment, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert night.stderr is not None
+    for line in night.stderr:
+        if "trial 0:" in line:
+            break
+    time.sleep(2)
+    family = psutil.Process(night.pid).children(recursive=True)
+    night.send_signal(signal.SIGINT)
+    said = night.stderr.read()
+    assert night.wait(60) == 130, said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert project.champion() == before
+    assert _last(project)["state"] == "interrupted"
+
+
+def _record(project: Project, record: dict) -> Path:
+    return project.home / "nights" / record["id"] / "night.json"
+
+
+def _last(project: Project) -> dict:
+    records = [json.loads(path.read_text()) for path in (project.home / "nights").glob("*/night.json")]
+    return max(records, key=lambda record: record["started"])
