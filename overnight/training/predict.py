@@ -73,30 +73,34 @@ def forward(
     logits: list[Any] = [None] * len(lengths)
     training = model.training
     model.eval()
+
+    def attempt(batch: np.ndarray) -> np.ndarray | None:
+        try:
+            tensors = to_device(collate(problem, model, rows, batch), device)
+            with precision():
+                outputs = model(**inputs(tensors))
+            found: np.ndarray = outputs.logits.float().cpu().numpy()
+            if each is not None:
+                each(outputs, tensors)
+            return found
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
     with torch.inference_mode():
         while waiting:
             batch = waiting.pop()
-            try:
-                tensors = to_device(collate(problem, model, rows, batch), device)
-                with precision():
-                    outputs = model(**inputs(tensors))
-                if each is not None:
-                    each(outputs, tensors)
-                found = outputs.logits.float().cpu().numpy()
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    rule = f"one row of {lengths[batch[0]]} tokens does not fit into memory"
-                    raise OutOfMemory(Complaint("model → max_length", rule)) from None
-                halves = [np.array_split(rows, min(2, len(rows))) for rows in (*waiting, batch)]
-                waiting = [half for pair in halves for half in pair]
-                if found is None:
-                tensors = outputs = {}
-                clear_device_cache(garbage_collection=True)
-            else:
+            found = attempt(batch)
+            if found is not None:
                 for row, values in zip(batch, found, strict=True):
                     logits[row] = values
+                continue
+            if len(batch) == 1:
+                rule = f"one row of {lengths[batch[0]]} tokens does not fit into memory"
+                raise OutOfMemory(Complaint("model → max_length", rule))
+            clear_device_cache()
+            waiting = [half for rows_of in (*waiting, batch) for half in np.array_split(rows_of, min(2, len(rows_of)))]
     model.train(training)
     return np.stack(logits)
 
