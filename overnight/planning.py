@@ -43,14 +43,14 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
     last = _last_speed(home, config)
     speed = last or float(run_child(measure_speed, folder / "speed", cores(), config=config, rows=rows.path)["speed"])
     trial = train * config.training.epochs / speed
-    search = config.search.trials * trial / config.search.parallel
+    search = config.search.wanted * trial / config.search.parallel
     if config.search.minutes:
         search = min(search, 60 * config.search.minutes)
     weights = _weights(config)
     facts = {
         "rows": rows.rows,
         "train": train,
-        "trials": config.search.trials,
+        "trials": config.search.wanted,
         "samples_per_second": round(speed, 1),
         "speed_from": "the last night" if last else f"{MEASURE_SECONDS:.0f} s of training just now",
         "trial_minutes": round(trial / 60, 2),
@@ -63,7 +63,7 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
         "rows": f"{rows.rows:,} of {rows.source_rows:,}; about {train:,} to train on, before refusals",
         "labels": ", ".join(f"{label} {count:,}" for label, count in rows.labels.items()),
         "speed": f"{speed:.0f} samples/s (from {facts['speed_from']})",
-        "trials": f"{config.search.trials}, each at most {trial / 60:.1f} min; bad ones are pruned",
+        "trials": f"{config.search.wanted}, each at most {trial / 60:.1f} min; bad ones are pruned",
         "search": f"at most {search / 60:.1f} min",
         "disk": f"{facts['registered_mb']:,} MB for the version, up to {facts['peak_mb']:,} MB while searching",
         "gate": f"{config.promotion.mode}, floor {config.promotion.floor:g}, gain {config.promotion.min_gain:g}",

@@ -34,7 +34,7 @@ AtLeastOne = Annotated[int, Bounds(low=1)]
 class Training:
     """How one model is fine-tuned. Every field can be searched over: `search: space: {learning_rate: …}`."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
 
     epochs: Positive = 3.0
     """Passes over the training rows; a fraction is allowed."""

@@ -72,7 +72,7 @@ def search(
     running: dict[Any, int] = {}
     seconds: list[float] = []
     failures: list[str] = []
-    emit(trials=search.trials, deadline=deadline)
+    emit(trials=search.wanted, deadline=deadline)
     with Syncer(home, lambda: night_run(home, model, night_folder.name), say=lambda text: emit(warning=text)) as syncer:
         try:
             while True:
@@ -118,7 +118,7 @@ def search(
     table("trials", trials_rows(cast(Any, rows)), f"{len(rows)} trials; the best is number {best.number}")
     return {
         "study": night_folder.name,
-        "wanted": search.trials,
+        "wanted": search.wanted,
         "minutes": search.minutes,
         "best": best.number,
         "params": best.params,

@@ -115,7 +115,7 @@ class Study:
         """Trials still to be handed out: failed ones are not made up for."""
         closed = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
         running = len(self._trials("RUNNING")) - len(self._to_continue)
-        return self.search.trials - len(closed) - running
+        return self.search.wanted - len(closed) - running
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,26 +1,26 @@
-"""The YAML of one model: facts, no code. Closed, frozen, and every mistake of a file reported at once.
-
-config = load_config("configs/sentiment.yaml", ["training.epochs=1"], problems=registry)
-"""
+"""What a config file may hold: one class a section, with bounds, defaults and the meaning of each key."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from overnight.errors import Complaint, UserError, nearest
 from overnight.settings import Training
 
-ARROW = " → "
-TRAINING_FIELDS = tuple(f.name for f in fields(Training))
 _TRAINING = TypeAdapter(Training)
+
+
+def training_value(field: str, value: Any) -> Any:
+    """`value` as the training field takes it; a whole number stays one, so that a range of whole numbers does.
+
+    Raises:
+        ValidationError: the field does not take it.
+    """
+    found = getattr(_TRAINING.validate_python({field: value}), field)
+    return value if isinstance(value, int) and isinstance(found, float) else found
 
 
 class Section(BaseModel):
@@ -78,6 +78,13 @@ class Expectation(Section):
     severity: Severity = "block"
     """`block` stops the night when the expectation fails, `warn` reports it, `off` does not look."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Expectation:
+        low, high = getattr(self, "min", None), getattr(self, "max", None)
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min must not be above max, got min {low} and max {high}")
+        return self
+
 
 class RowCount(Expectation):
     min: Annotated[int, Field(ge=1)] = 100
@@ -96,6 +103,9 @@ class NotNull(Expectation):
 
 
 class Labels(Expectation):
+    # labels are text everywhere; who rates from 1 to 5 need not quote the numbers
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     known: tuple[str, ...] | None = None
     """The labels that may occur; absent: those of the last accepted night, or, on the first, those found."""
     min: Annotated[int, Field(ge=1)] = 2
@@ -251,6 +261,20 @@ class Domain(Section):
             raise ValueError(f"a logarithmic range must start above 0, got {self.low}")
         return self
 
+    def of_field(self, field: str) -> Domain:
+        """The same domain in the type of a training field: 8.0 to 64.0 rows are whole numbers of rows.
+
+        What the field does not take stays as it is; `load_config` refuses it.
+        """
+        try:
+            given = {name: getattr(self, name) for name in ("low", "high") if self.choices is None}
+            typed: dict[str, Any] = {name: training_value(field, value) for name, value in given.items()}
+            if self.choices is not None:
+                typed["choices"] = tuple(training_value(field, value) for value in self.choices)
+        except (ValidationError, AttributeError):
+            return self
+        return self.model_copy(update=typed)
+
     @property
     def extremes(self) -> tuple[Any, ...]:
         """The values whose validity implies that of the whole domain."""
@@ -286,6 +310,16 @@ class Search(Section):
 
     seed: Annotated[int, Field(ge=0)] = 17
     """Seed of the sampler."""
+
+    @field_validator("space")
+    @classmethod
+    def _as_the_fields_take_it(cls, space: dict[str, Domain]) -> dict[str, Domain]:
+        return {name: domain.of_field(name) for name, domain in space.items()}
+
+    @property
+    def wanted(self) -> int:
+        """Trials of a night: with nothing to search for, more than one would be the same run again."""
+        return self.trials if self.space else 1
 
 
 class Evaluation(Section):
@@ -350,147 +384,6 @@ class Config(Section):
     """When a candidate replaces the champion."""
 
 
-def config_hash(config: Config) -> str:
-    """SHA-256 of what decides the trained model: all but the description and the promotion rule."""
-    facts = config.model_dump(mode="json", exclude={"description", "promotion"})
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def load_config(
-    path: str | Path, overrides: Iterable[str] = (), *, problems: Mapping[str, Collection[str]] | None = None
-) -> Config:
-    """Reads and checks one YAML file.
-
-    Args:
-        path: the file.
-        overrides: `path.to.key=value`, the value in YAML.
-        problems: problem names → the roles of their columns; absent: neither is checked.
-
-    Raises:
-        UserError: with every mistake of the file and the overrides, each with the nearest right key.
-    """
-    where = str(path)
-    facts, complaints = _read(Path(path), where)
-    for override in overrides:
-        complaints += _apply(override, facts)
-    known = problems or {}
-    if known and isinstance(facts.get("problem", ""), str):
-        problem = facts.get("problem", Config.model_fields["problem"].default)
-        if problem not in known:
-            complaints.append(
-                Complaint(f"{where}: problem", "not a known problem", repr(problem), nearest(problem, known))
-            )
-        elif isinstance(facts.get("data"), dict) and isinstance(facts["data"].get("columns"), dict):
-            for role in facts["data"]["columns"]:
-                if role not in known[problem]:
-                    place = ARROW.join(("data", "columns", str(role)))
-                    rule = f"not a column of {problem} (which has {', '.join(known[problem])})"
-                    complaints.append(Complaint(f"{where}: {place}", rule, None, nearest(str(role), known[problem])))
-    complaints += _space_complaints(facts, where)
-    try:
-        config = Config.model_validate(facts)
-    except ValidationError as error:
-        complaints += [_complaint(e, where) for e in error.errors(include_url=False)]
-    if complaints:
-        raise UserError(*complaints)
-    return config
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors and for docs/configuration.md."""
-    return Config.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-
-
 def with_parameters(training: Training, parameters: Mapping[str, Any]) -> Training:
     """`training` with the parameters a trial drew."""
-    return Training(**{name: getattr(training, name) for name in TRAINING_FIELDS} | dict(parameters))
-
-
-def _read(path: Path, where: str) -> tuple[dict[str, Any], list[Complaint]]:
-    if path.is_dir() or not path.exists():
-        siblings = [str(p) for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-        rule = "is a folder, expected a YAML file" if path.is_dir() else "no such file"
-        raise UserError(Complaint(where, rule, None, nearest(where, siblings)))
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise UserError(Complaint(where, "cannot be read as UTF-8 text", type(error).__name__)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}: line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise UserError(Complaint(place, f"not valid YAML: {getattr(error, 'problem', None) or error}")) from None
-    if not isinstance(facts, dict):
-        raise UserError(Complaint(where, "expected a mapping of keys to values", type(facts).__name__))
-    return facts, []
-
-
-def _apply(override: str, facts: dict[str, Any]) -> list[Complaint]:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        return [Complaint("--set", "must read path.to.key=value", repr(override))]
-    *parents, last = key.split(".")
-    target = facts
-    for parent in parents:
-        child = target.setdefault(parent, {})
-        if not isinstance(child, dict):
-            return [Complaint(f"--set {key}", f"{parent} is a value, not a section", repr(child))]
-        target = child
-    try:
-        target[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return [Complaint(f"--set {key}", "the value must be YAML", repr(value))]
-    return []
-
-
-def _space_complaints(facts: dict[str, Any], where: str) -> list[Complaint]:
-    """What the space offers must be valid training settings; sections that are no mappings are pydantic's to refuse."""
-    search = facts.get("search")
-    space = search.get("space") if isinstance(search, dict) else None
-    complaints = []
-    for name, domain in space.items() if isinstance(space, dict) else ():
-        place = ARROW.join((f"{where}: search", "space", str(name)))
-        if name not in TRAINING_FIELDS:
-            near = nearest(str(name), TRAINING_FIELDS)
-            complaints.append(Complaint(place, "not a training parameter", None, near))
-            continue
-        try:
-            extremes = Domain.model_validate(domain).extremes
-        except ValidationError:
-            continue
-        for value in extremes:
-            try:
-                _TRAINING.validate_python({name: value})
-            except ValidationError as error:
-                rule = error.errors()[0]["msg"].removeprefix("Input ")
-                complaints.append(Complaint(place, rule, repr(value)))
-    return complaints
-
-
-def _complaint(error: Any, where: str) -> Complaint:
-    path = [str(part) for part in error["loc"]]
-    place = f"{where}: {ARROW.join(path)}" if path else where
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return Complaint(place, "unknown key", None, nearest(path[-1], _siblings(path[:-1])))
-    if error["type"] in ("missing", "missing_argument"):
-        return Complaint(place, "is required")
-    rule = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    got = None if error["type"] == "value_error" else repr(error["input"])
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        choices = [c.strip("'") for c in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return Complaint(place, rule, got, nearest(error["input"], choices))
-    return Complaint(place, rule, got)
-
-
-def _siblings(path: list[str]) -> list[str]:
-    """Names of the keys that the section at `path` knows."""
-    if path[:2] == ["search", "space"]:
-        return list(Domain.model_fields)
-    section: Any = Config
-    for part in path:
-        if part == "training":
-            return list(TRAINING_FIELDS)
-        field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        section = field.annotation
-    return list(section.model_fields)
+    return replace(training, **parameters)
