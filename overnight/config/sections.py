@@ -185,7 +185,7 @@ class Expectations(Section):
     tokens: Tokens = Tokens()
     """Length of a text in tokens."""
     duplicates: Duplicates = Duplicates()
-    """Rows that repeat a text."""
+    """Rows that repeat another, text and label."""
     contradictions: Contradictions = Contradictions()
     """Rows whose text occurs with several labels."""
     encoding_damage: EncodingDamage = EncodingDamage()
@@ -220,7 +220,7 @@ class Validation(Section):
     """Largest share of rows that may go to quarantine; with more the night stops."""
 
     show_examples: bool = False
-    """Whether reports and Data Docs may quote texts; off, they show counts and row numbers only."""
+    """Whether Data Docs and the record of the night may quote texts; off, they hold counts and row numbers only."""
 
 
 class Split(Section):
