@@ -50,8 +50,8 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
             reconcile(home, config.name)
         with timed(stages, "ingest"):
             rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
-        champion = registry.champion(home, config.name)
-        if not force and (why := unchanged(home, config, rows.fingerprint, champion)):
+        why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
+        if why:
             return {"model": config.name, "state": "skipped", "why": why, "stages": stages}
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:

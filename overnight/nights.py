@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,16 +118,27 @@ def begin_night(
     return night
 
 
-def unchanged(home: Home, config: Config, fingerprint: str, champion: Version | None) -> str | None:
-    """Why there is nothing to do, or None: the same data under the same config have been decided about."""
-    if champion and champion.tags.get("overnight.fingerprint") == fingerprint:
-        if champion.tags.get("overnight.config_hash") == config_hash(config):
-            return f"the champion, version {champion.number}, was trained on the same data with the same config"
-    for record in reversed(night_records(home, config.name)):
-        if record["state"] in DECIDED:
-            if record["state"] != "promoted" and same_work(record, config, fingerprint):
-                return f"night {record['id']} tried the same data with the same config; its outcome: {record['state']}"
-            return None
+def unchanged(home: Home, config: Config, fingerprint: str, champion: Callable[[], Version | None]) -> str | None:
+    """Why there is nothing to do, or None: the same data under the same config have been decided about.
+
+    The home's own records answer first, since they cost no MLflow; `champion` is asked where they know nothing.
+    """
+    decided = [record for record in night_records(home, config.name) if record["state"] in DECIDED]
+    kept = not home.embedded_tracking or (home.mlflow / "mlflow.db").exists()  # else the versions are gone
+    if decided and kept and same_work(decided[-1], config, fingerprint):
+        last = decided[-1]
+        version = (last.get("candidate") or {}).get("version")
+        outcome = {"promoted": "was promoted", "kept": "was kept out of production", "waiting": "waits for a person"}
+        return (
+            f"the data and the config are those of night {last['id']}, whose version {version} "
+            f"{outcome[last['state']]}; --force trains all the same"
+        )
+    found = champion()
+    if found and found.tags.get("overnight.fingerprint") == fingerprint:
+        if found.tags.get("overnight.config_hash") == config_hash(config):
+            return (
+                f"the champion, version {found.number}, was trained on this data with this config; --force trains anew"
+            )
     return None
 
 

@@ -130,8 +130,12 @@ def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
         target=problem.target,
         where=f"{path}: data",
     )
-    store.prepare(home)
-    return unchanged(home, config, rows.fingerprint, registry.champion(home, config.name))
+
+    def champion() -> registry.Version | None:
+        store.prepare(home)
+        return registry.champion(home, config.name)
+
+    return unchanged(home, config, rows.fingerprint, champion)
 
 
 def _night(home: Home, path: str, overrides: list[str] | None, force: bool, quiet: bool) -> dict[str, Any]:
