@@ -246,9 +246,9 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def answers(url: str, seconds: float) -> bool:
+def answers(url: str, server: subprocess.Popen, seconds: float = 240) -> bool:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and server.poll() is None:
         try:
             return urllib.request.urlopen(url, timeout=5).status == 200
         except OSError:
@@ -273,10 +273,12 @@ def test_served_by_mlflow(registered, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/sentiment@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | store.QUIET | {"MLFLOW_TRACKING_URI": home.tracking_uri}
+    # MLflow looks for uvicorn on the path, as an activated environment has it
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | store.QUIET | {"MLFLOW_TRACKING_URI": home.tracking_uri, "PATH": path}
     server = subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True)
     try:
-        assert answers(f"http://127.0.0.1:{port}/ping", 240)
+        assert answers(f"http://127.0.0.1:{port}/ping", server)
         asked = {"dataframe_records": [{"text": "a lovely flight"}, {"text": "late again"}]}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", json.dumps(asked).encode(), {"Content-Type": "application/json"}
@@ -297,7 +299,7 @@ def test_shared_server(tmp_path, model_folder, monkeypatch):
     server = subprocess.Popen(command, env=os.environ | store.QUIET, cwd=tmp_path, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
-        assert answers(f"{address}/health", 240)
+        assert answers(f"{address}/health", server)
         shared = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": address})
         store.prepare(shared)
         version = register(shared, model_folder)
