@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from overnight import problems
 from overnight.config import Config
+from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
 from overnight.nights import DECIDED, night_records
 from overnight.processes import cores, run_child
@@ -56,7 +58,7 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
         "trial_minutes": round(trial / 60, 2),
         "search_minutes": round(search / 60, 2),
         "registered_mb": round(weights / 1e6),
-        "peak_mb": round(weights * 6 / 1e6),
+        "peak_mb": round(_peak_bytes(weights) / 1e6),
     }
     facts["lines"] = {
         "source": f"{rows.source} ({rows.encoding or 'no encoding'})",
@@ -69,6 +71,26 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
         "gate": f"{config.promotion.mode}, floor {config.promotion.floor:g}, gain {config.promotion.min_gain:g}",
     }
     return facts
+
+
+def check_disk(home: Home, config: Config) -> None:
+    """A night that would fill the disk is not begun.
+
+    Raises:
+        NightFailed: with what it needs and what there is.
+    """
+    needed, free = _peak_bytes(_weights(config)), shutil.disk_usage(home.folder()).free
+    if free < needed:
+        raise NightFailed(
+            Complaint(
+                str(home.root), f"the night needs about {needed / 1e6:,.0f} MB of disk", f"{free / 1e6:,.0f} MB free"
+            )
+        )
+
+
+def _peak_bytes(weights: int) -> int:
+    # the best checkpoint and a newer one, a snapshot (weights and two moments), the version; databases and tokens
+    return 6 * weights + 50_000_000
 
 
 def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float]:

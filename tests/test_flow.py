@@ -3,69 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import make_rows
-
-OVERNIGHT = Path(sys.executable).with_name("overnight")
-
-
-class Project:
-    """A folder with data, a config and a home, as a user has."""
-
-    def __init__(self, folder: Path, model: Path, api: str):
-        self.folder, self.home = folder, folder / "home"
-        self.config = folder / "tiny.yaml"
-        self.environment = os.environ | {
-            "OVERNIGHT_HOME": str(self.home),
-            "PREFECT_API_URL": api,
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "120",
-        }
-        rows = make_rows(500)
-        rows.to_csv(folder / "rows.csv", index=False)
-        self.write(
-            {
-                "name": "tiny",
-                "model": {"base": str(model), "max_length": 32},
-                "data": {"source": str(folder / "rows.csv")},
-                "validation": {"expect": {"labels": {"known": ["good", "bad", "plain"]}}},
-                "training": {"epochs": 6, "learning_rate": 5e-3, "batch_size": 16},
-                "search": {"trials": 2, "space": {"learning_rate": {"low": 3e-3, "high": 8e-3}}},
-                "promotion": {"floor": 0.5},
-            }
-        )
-
-    def write(self, facts: dict) -> None:
-        self.config.write_text(yaml.safe_dump(facts))
-
-    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """One command; its exit code is checked, and that it shows no traceback."""
-        done = subprocess.run(
-            [str(OVERNIGHT), *arguments],
-            env=self.environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done
-
-    def facts(self, *arguments: str, code: int = 0):
-        return json.loads(self.run(*arguments, "--json", code=code).stdout)
-
-    def champion(self) -> int | None:
-        aliased = [v["number"] for v in self.facts("models", "tiny") if "champion" in v["aliases"]]
-        return aliased[0] if aliased else None
+from conftest import OVERNIGHT, Project, make_rows
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_a_failing_trial_is_a_result_not_an_exception(tmp_path, job):
 
 
 def test_a_killed_night_continues_its_study(tmp_path):
-    """Finished trials count, the running one is handed out again under its number with its parameters, none is added."""
+    """Finished trials count, the running one is handed out again under its number, and none is added."""
     study = study_of(tmp_path, trials=3)
     first, second = study.ask(), study.ask()
     study.report(second.number, 0, 0.4)

@@ -7,6 +7,7 @@ Exit codes: 0 done (promoted, kept or skipped), 2 the user's input, 3 the data w
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 import tempfile
 import traceback
@@ -16,7 +17,11 @@ import typer
 
 from overnight import __version__
 from overnight.errors import OvernightError
+from overnight.home import Home
 from overnight.services import set_quiet_environment
+
+FULL = 2_000_000
+"""Bytes: with fewer left on the home's disk, that is what a failure is about."""
 
 app = typer.Typer(
     name="overnight",
@@ -56,7 +61,7 @@ def run(arguments: list[str]) -> int:
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except OvernightError as error:
-        return _complain(*map(str, error.complaints), code=error.exit_code)
+        return _complain(*map(str, error.complaints), *_full_disk(), code=error.exit_code)
     except typer.TyperException as error:
         show = getattr(error, "show", None)
         if show is not None:
@@ -64,11 +69,9 @@ def run(arguments: list[str]) -> int:
         return int(getattr(error, "exit_code", 2))
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted; nothing was promoted, the next run continues from here", code=130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _complain(f"{error.filename or 'disk'}: no space left; free some and run again", code=4)
-        return _unexpected()
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _complain(f"{error.filename or 'the disk'}: no space left", *_full_disk(), code=4)
         return _unexpected()
 
 
@@ -78,9 +81,21 @@ def _complain(*lines: str, code: int) -> int:
     return code
 
 
+def _full_disk() -> list[str]:
+    """One line when the home's disk is full: databases and servers report that in a hundred ways."""
+    try:
+        root = Home.from_environment().root
+        free = shutil.disk_usage(root).free
+    except (OSError, OvernightError):
+        return []
+    return [f"{root}: the disk is full; free some and run again, the night continues"] if free < FULL else []
+
+
 def _unexpected() -> int:
     """A mistake of ours, not the user's: the traceback goes to a file, its last line to the user."""
-    text = traceback.format_exc()
+    full, text = _full_disk(), traceback.format_exc()
+    if full:
+        return _complain(*full, code=4)
     try:
         with tempfile.NamedTemporaryFile("w", prefix="overnight-", suffix=".log", delete=False) as file:
             file.write(text)

@@ -27,8 +27,8 @@ def run(
 ) -> None:
     """Run one night: from raw text to a decided model version."""
     home, facts = Home.from_environment(), _load(config, overrides)
-    why = None if force else _nothing_to_do(home, facts, config)
-    if why:
+    why = _nothing_to_do(home, facts, config)
+    if why and not force:
         record: dict[str, Any] = {"model": facts.name, "state": "skipped", "why": why}
     else:
         record = _night(home, config, overrides, force, quiet=as_json)
@@ -112,14 +112,15 @@ def _load(path: str, overrides: list[str] | None) -> Config:
 
 
 def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
-    """Asked before a server is started: an unchanged night should cost seconds."""
-    from overnight.nights import night_records, unchanged
-
-    if not night_records(home, config.name) and home.embedded_tracking:
-        return None
+    """Asked before a server is started: wrong data, a full disk and an unchanged night should cost seconds."""
     from overnight.data.ingest import ingest
+    from overnight.nights import unchanged
+    from overnight.planning import check_disk
     from overnight.tracking import registry, store
+    from overnight.training.models import resolve_base
 
+    resolve_base(config.model.base)
+    check_disk(home, config)
     problem = problems.get(config.problem)
     rows = ingest(
         config.data,
