@@ -35,6 +35,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	@$(BIN)/mypy
 
+docs: $(INSTALLED)  ## docs/configuration.md and docs/commands.md, made from the code
+	@$(BIN)/python docs/generate.py
+
 check: lint types test  ## all that CI runs
 
 clean:  ## removes the environment; the state of the nights (.overnight) stays

@@ -31,8 +31,8 @@ overnight validate my-model.yaml
   read as YAML. Entries of a list cannot be reached one by one; set the whole list.
 - `description` and `promotion` may change without retraining. Any other change of a value makes the night train again,
   also on the same data.
-- Numbers with an exponent need a point in YAML: `5.0e-5`, not `5e-5` (that is text to YAML, and is read as a number
-  here all the same).
+- Words are read as YAML 1.2 has them: `no`, `off` and dates are text, only `true` and `false` are true and false, and
+  `5e-5` is a number. A key may stand once in a section.
 - `overnight config schema` prints all this as a JSON schema, for editors that complete and check YAML.
 """
 
@@ -66,8 +66,9 @@ def configuration() -> str:
     definitions = schema["$defs"]
     plain = {key: facts for key, facts in schema["properties"].items() if "$ref" not in facts}
     parts = [NOTICE, "", CONFIGURATION, "## The model", "", *_table(plain, schema["required"], "", definitions)]
-    for key in schema["properties"].keys() - plain.keys() and [k for k in schema["properties"] if k not in plain]:
-        parts += _section(key, schema["properties"][key], definitions)
+    for key, facts in schema["properties"].items():
+        if key not in plain:
+            parts += _section(key, facts, definitions)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -121,7 +122,7 @@ def _kind(facts: Mapping[str, Any]) -> str:
         kinds = [_kind(one) for one in facts["anyOf"] if one.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in facts:
-        return f"{_name(facts)}, see below"
+        return "entries, see below"
     if facts["type"] == "array":
         return f"list of {_kind(facts['items'])}"
     inside = facts.get("additionalProperties")
