@@ -55,7 +55,7 @@ class Training:
     """Update rule."""
 
     weight_decay: Annotated[float, Bounds(low=0)] = 0.01
-    """Weight decay of matrices (decoupled with AdamW, in the gradient with SGD); biases and normalisation weights are never decayed."""
+    """Weight decay of matrices (decoupled with AdamW, in the gradient with SGD); biases and norms never."""
 
     momentum: Fraction = 0.9
     """Momentum of SGD; AdamW ignores it."""
