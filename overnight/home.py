@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,12 +86,15 @@ class Home:
         return self.root / "data"
 
     @property
-    def studies(self) -> Path:
-        return self.root / "studies"
-
-    @property
     def nights(self) -> Path:
         return self.root / "nights"
+
+
+def redact(uri: str) -> str:
+    """The URI without user, password and query values, fit for logs and reports."""
+    base, mark, query = uri.partition("?")
+    base = re.sub(r"^([\w+.-]+://)[^/]*@", r"\1***@", base)
+    return base + mark + re.sub(r"=[^&]*", "=***", query)
 
 
 def write_json(path: Path, facts: Any) -> None:

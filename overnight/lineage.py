@@ -11,7 +11,7 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "optuna", "great-expectations")
 
 
-def lineage(config_path: str) -> dict[str, Any]:
+def lineage_of(config_path: str) -> dict[str, Any]:
     """The config's path, the git commit it stands in (None outside of git), and the versions that matter."""
     return {
         "config": config_path,
@@ -40,7 +40,7 @@ def git_commit(path: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def version_tags(record: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+def version_tags(record: Mapping[str, Any]) -> dict[str, Any]:
     """Tags of the model version that a night registers."""
     facts = {
         "night": record["id"],
@@ -49,7 +49,6 @@ def version_tags(record: Mapping[str, Any], run_id: str) -> dict[str, Any]:
         "config_hash": record["config_hash"],
         "commit": record["lineage"]["commit"],
         "config": record["lineage"]["config"],
-        "parent_run": run_id,
         "trial": record["search"]["best"],
         "base": record["config"]["base"],
         "problem": record["config"]["problem"],

@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 
 from overnight.errors import Complaint, NightFailed
-from overnight.home import Home, read_json, write_json
+from overnight.home import Home, read_json, redact, write_json
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
@@ -50,6 +50,8 @@ def quiet_environment() -> dict[str, str]:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # threads that wait sleep: beside other work, spinning ones made training three times slower
+        "OMP_WAIT_POLICY": "PASSIVE",
         # a task run's state is written in batches; the defaults let a short night end before its last row is stored
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
@@ -200,7 +202,8 @@ def _await_health(address: str, process: subprocess.Popen[bytes] | None, log: Pa
         if _answers(health, seconds=5):
             return
         time.sleep(0.1)
-    raise NightFailed(Complaint(str(log or address), "no server answers", f"nothing at {health} in {seconds:.0f} s"))
+    where = str(log) if log else redact(address)
+    raise NightFailed(Complaint(where, "no server answers", f"nothing in {seconds:.0f} s"))
 
 
 def _answers(address: str, seconds: float) -> bool:

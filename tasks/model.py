@@ -21,9 +21,13 @@ from overnight.promotion import Decision, decide
 from overnight.report import confusion_matrix_png, decision_markdown
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
 from overnight.tracking import ledger, registry
+from overnight.tracking.night import night_run
 from overnight.tracking.registry import Version
 from overnight.tracking.store import TrackingUnavailable
 from tasks.artifacts import markdown
+
+AWAY: list[float] = [5, 20, 60, 120, 300]
+"""Seconds between the attempts while a server does not answer: minutes in all, as a restart takes."""
 
 
 def _server_away(task: Any, run: Any, state: Any) -> bool:
@@ -37,10 +41,11 @@ def _server_away(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@task(name="evaluate", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
 def judge(
+    home: Home,
+    name: str,
     candidate: Path,
-    champion: Path | None,
     test: Path,
     folder: Path,
     problem: str,
@@ -53,12 +58,15 @@ def judge(
     """Scores candidate and champion on the same test rows and compares them.
 
     Returns:
-        {"candidate": Evaluation, "champion": Evaluation | None, "comparison": Comparison | None}
+        {"candidate": Evaluation, "champion": {"version", "evaluation"} | None, "comparison": Comparison | None}
     """
     import pandas as pd
 
     kind = problems.get(problem)
-    models = {"candidate": str(candidate)} | ({"champion": str(champion)} if champion else {})
+    champion = registry.champion(home, name)
+    models = {"candidate": str(candidate)}
+    if champion:
+        models["champion"] = str(registry.download(home, champion))
     scored = run_child(score_models, folder, threads, models=models, rows=str(test), text_roles=list(kind.text_roles))
     predictions = json.loads((folder / PREDICTIONS).read_text())
     rows = pd.read_parquet(test)
@@ -72,8 +80,8 @@ def judge(
 
     found: dict[str, Any] = {"candidate": evaluation("candidate"), "champion": None, "comparison": None}
     if champion:
-        known = json.loads((champion / "overnight.json").read_text())["facts"].get("labels", labels)
-        found["champion"] = evaluation("champion")
+        known = json.loads((Path(models["champion"]) / "overnight.json").read_text())["facts"].get("labels", labels)
+        found["champion"] = {"version": champion.number, "evaluation": evaluation("champion")}
         found["comparison"] = compare(
             targets,
             predictions["candidate"],
@@ -87,13 +95,12 @@ def judge(
     return found
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=[5, 20, 60, 120, 300],
-      retry_condition_fn=_server_away)  # fmt: skip
+@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
 def register(
     home: Home,
     name: str,
     model: Path,
-    run_id: str,
+    night: str,
     problem: str,
     tags: Mapping[str, Any],
     evaluation: Evaluation,
@@ -101,6 +108,7 @@ def register(
 ) -> Version:
     """Makes the candidate a version of the registered model; retried, since a server may be away for minutes."""
     inputs = problems.get(problem).text_roles
+    run_id = night_run(home, name, night)[1]
     version = registry.register(
         home,
         name,
@@ -108,7 +116,7 @@ def register(
         run_id=run_id,
         inputs=inputs,
         example={role: [SMOKE_TEXT] for role in inputs},  # never a text of the data
-        tags=tags,
+        tags={**tags, "overnight.parent_run": run_id},
         metrics={key: metric["value"] for key, metric in evaluation["metrics"].items() if metric["value"] is not None},
         description=description,
     )
@@ -121,20 +129,23 @@ def register(
 def gate(
     promotion: Promotion,
     candidate: Evaluation,
-    champion: Evaluation | None,
+    champion: Mapping[str, Any] | None,
     comparison: Comparison | None,
     problem: str,
 ) -> Decision:
     """Decides, and shows the decision."""
     worse = candidate["metric"] in problems.get(problem).lower_is_better
-    decision = decide(promotion, candidate, champion, comparison, lower_is_better=worse)
+    decision = decide(
+        promotion, candidate, champion["evaluation"] if champion else None, comparison, lower_is_better=worse
+    )
     markdown("decision", decision_markdown(decision.record()), decision.outcome)
     return decision
 
 
-@task(name="promote", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[5, 20, 60],
-      retry_condition_fn=_server_away)  # fmt: skip
-def promote(home: Home, version: Version, champion: int | None, decision: Decision, night: str) -> dict[str, Any]:
+@task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+def promote(
+    home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, night: str
+) -> dict[str, Any]:
     """Writes the decision on the version and into the ledger, and moves the alias when it says so."""
     outcome = decision.record()
     tags = {"overnight.decision": decision.outcome, "overnight.reasons": json.dumps(outcome["reasons"])[:4900]}
@@ -156,7 +167,7 @@ def promote(home: Home, version: Version, champion: int | None, decision: Decisi
             home,
             version.name,
             "keep",
-            from_version=champion,
+            from_version=champion["version"] if champion else None,
             to_version=version.number,
             reason=f"{'waits for a person' if decision.outcome == 'wait' else 'kept'}: {why}",
             who="overnight",

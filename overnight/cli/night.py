@@ -133,6 +133,8 @@ def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
     )
 
     def champion() -> registry.Version | None:
+        if home.embedded_tracking and not (home.mlflow / "mlflow.db").exists():
+            return None
         store.prepare(home)
         return registry.champion(home, config.name)
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from overnight.errors import Complaint, UserError, nearest
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -88,6 +90,18 @@ class Problem(ABC):
     @abstractmethod
     def metric_names(self, facts: Facts) -> list[str]:
         """Names of what `metrics` returns for these facts."""
+
+    def check_metric(self, metric: str, facts: Facts) -> str:
+        """The metric, when the problem has it.
+
+        Raises:
+            UserError: when it has no such metric.
+        """
+        names = self.metric_names(facts)
+        if metric not in names:
+            where = "evaluation → metric"
+            raise UserError(Complaint(where, f"not a metric of {self.name}", repr(metric), nearest(metric, names)))
+        return metric
 
     def better(self, metric: str, value: float, than: float | None) -> bool:
         """Whether `value` of the metric is an improvement over `than` (None: over nothing)."""

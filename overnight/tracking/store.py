@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.errors import Complaint, NightFailed
-from overnight.home import Home, read_json, write_json
+from overnight.home import Home, read_json, redact, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,13 +54,6 @@ _globals = threading.RLock()
 
 class TrackingUnavailable(NightFailed):
     """MLflow does not answer, or refuses us; nothing is lost, the spool is replayed later."""
-
-
-def redact(uri: str) -> str:
-    """The URI without user, password and query values, fit for logs and reports."""
-    base, mark, query = uri.partition("?")
-    base = re.sub(r"^([\w+.-]+://)[^/]*@", r"\1***@", base)
-    return base + mark + re.sub(r"=[^&]*", "=***", query)
 
 
 def quiet_environment() -> None:

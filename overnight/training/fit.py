@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
-from overnight.errors import Complaint, OvernightError, UserError, nearest
+from overnight.errors import Complaint, OvernightError
 from overnight.training.batches import Plan
 from overnight.training.device import OutOfMemory, is_out_of_memory, make_accelerator, peak_memory_mb
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
@@ -76,9 +76,7 @@ def fit(
         TrainingDiverged: the loss became infinite or not a number.
         OutOfMemory: not even one row fits into memory.
     """
-    names = problem.metric_names(facts)
-    if metric not in names:
-        raise UserError(Complaint("metric", f"not a metric of {problem.name}", repr(metric), nearest(metric, names)))
+    problem.check_metric(metric, facts)
     run = Run(problem, model_ref, facts, train, validation, training, folder, metric, on_log, on_evaluation)
     return run.loop(should_stop, log_every_seconds)
 
