@@ -11,6 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 
 from flows.decision import reach_decision
 from overnight import problems
@@ -18,9 +20,19 @@ from overnight.config import load_config
 from overnight.home import Home
 from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
+from overnight.processes import warm_up
 from overnight.tracking import registry
 from tasks.care import reconcile, report
 from tasks.data import ingest
+
+
+def run_night(config_path: str, overrides: list[str], force: bool) -> dict[str, Any]:
+    """The flow, from a process that ends with it: Prefect's last logs and events are sent before the server may go."""
+    try:
+        return retrain(config_path=config_path, overrides=overrides, force=force)
+    finally:
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=15)
 
 
 @flow(name="retrain", flow_run_name="{config_path}", log_prints=False)
@@ -43,6 +55,7 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
         if why:
             return {"model": config.name, "state": "skipped", "why": why, "stages": stages}
+        warm_up()
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:
             with night:

@@ -26,6 +26,8 @@ from overnight.home import read_json, write_json
 
 RESULT, ERROR, LOG = "result.json", "error.json", "worker.log"
 
+PRELOAD = ["overnight.warm"]
+
 _children: set[Child] = set()
 
 
@@ -51,7 +53,7 @@ class Child:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["overnight.warm"])
+        context.set_forkserver_preload(PRELOAD)
         self._process = context.Process(target=_child_main, args=(function, str(folder), threads, cores, arguments))
         self._process.start()
         _children.add(self)
@@ -101,6 +103,14 @@ class Child:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def warm_up() -> None:
+    """Starts the fork server, whose imports take half a minute on a small machine, while other work goes on."""
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 def end_children() -> None:

@@ -35,7 +35,7 @@ def score_models(folder: Path, *, models: dict[str, str], rows: str, text_roles:
     scorers = {name: Scorer(path) for name, path in models.items()}
     predictions = {name: scorer.predict_texts(texts) for name, scorer in scorers.items()}
     (folder / PREDICTIONS).write_text(json.dumps(predictions))
-    measured = latencies({name: s.predict_texts for name, s in scorers.items()}, texts[:LATENCY_ROWS])
+    measured = latencies({name: s.predict_texts for name, s in scorers.items()}, texts[:LATENCY_ROWS], repeats=15)
     return {"latency": measured}
 
 

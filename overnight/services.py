@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -66,15 +66,19 @@ def set_quiet_environment() -> None:
 
 
 @contextmanager
-def prefect_server(home: Home) -> Iterator[str]:
+def prefect_server(home: Home, meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
     """The API address of a Prefect server: the shared one of $PREFECT_API_URL, else the home's own.
 
     Sets `PREFECT_API_URL` and `PREFECT_HOME` for this process, so enter it before Prefect is imported.
+
+    Args:
+        meanwhile: called once the address is known, while the server still starts.
 
     Raises:
         NightFailed: when no server answers in time; the text names its log file.
     """
     if home.prefect_api:
+        meanwhile()
         _await_health(home.prefect_api, None, None, START_SECONDS)
         yield home.prefect_api
         return
@@ -82,11 +86,11 @@ def prefect_server(home: Home) -> Iterator[str]:
     with open(folder / "users.lock", "a+") as users, open(folder / "start.lock", "a+") as starting:
         fcntl.flock(starting, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
-        api = _running(folder) or _start(home, folder)
-        fcntl.flock(starting, fcntl.LOCK_UN)
-        os.environ["PREFECT_API_URL"] = api
         os.environ["PREFECT_HOME"] = str(folder)
         try:
+            api = _running(folder) or _start(home, folder, meanwhile)
+            os.environ["PREFECT_API_URL"] = api
+            fcntl.flock(starting, fcntl.LOCK_UN)
             yield api
         finally:
             _leave(folder, users, starting)
@@ -140,7 +144,13 @@ def free_port() -> int:
 
 
 def start_server(
-    command: list[str], record: Path, log: Path, health: str, environment: Mapping[str, str], facts: dict[str, Any]
+    command: list[str],
+    record: Path,
+    log: Path,
+    health: str,
+    environment: Mapping[str, str],
+    facts: dict[str, Any],
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """Starts a server in a session of its own and waits until `health` answers; `record` is written last."""
     with open(log, "ab") as output:
@@ -153,6 +163,7 @@ def start_server(
             start_new_session=True,
         )
     try:
+        meanwhile()
         _await_health(health, process, log, START_SECONDS)
         created = psutil.Process(process.pid).create_time()
         write_json(record, {"pid": process.pid, "created": created, **facts})
@@ -175,9 +186,10 @@ def _running(folder: Path) -> str | None:
     return None
 
 
-def _start(home: Home, folder: Path) -> str:
+def _start(home: Home, folder: Path, meanwhile: Callable[[], object]) -> str:
     port = free_port()
     api = f"http://{LOOPBACK}:{port}/api"
+    os.environ["PREFECT_API_URL"] = api  # what is imported meanwhile reads it
     environment = {
         "PREFECT_HOME": str(folder),
         "PREFECT_API_URL": api,
@@ -189,7 +201,7 @@ def _start(home: Home, folder: Path) -> str:
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
     facts = {"api": api, "ui": f"http://{LOOPBACK}:{port}"}
-    start_server(command, folder / "server.json", folder / "server.log", f"{api}/health", environment, facts)
+    start_server(command, folder / "server.json", folder / "server.log", f"{api}/health", environment, facts, meanwhile)
     return api
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -144,10 +145,11 @@ def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
 def _night(home: Home, path: str, overrides: list[str] | None, force: bool, quiet: bool) -> dict[str, Any]:
     from overnight.services import prefect_server
 
-    with shown(quiet), prefect_server(home):
-        from flows.retrain import retrain
+    # the server starts while this process imports the flow: both take their time
+    with shown(quiet), prefect_server(home, meanwhile=lambda: import_module("flows.retrain")):
+        from flows.retrain import run_night
 
-        return retrain(config_path=path, overrides=overrides or [], force=force)
+        return run_night(path, overrides or [], force)
 
 
 def _show(home: Home, record: dict[str, Any], as_json: bool) -> None:
