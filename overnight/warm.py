@@ -2,6 +2,7 @@
 
 import accelerate  # noqa: F401
 import numpy  # noqa: F401
+import sklearn.metrics  # noqa: F401
 import torch  # noqa: F401
 import transformers.models.bert.modeling_bert  # noqa: F401  # the commonest architecture
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler  # noqa: F401
+from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401

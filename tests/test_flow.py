@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import OVERNIGHT, Project, make_rows
+from conftest import Project, make_rows
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,13 @@ def project(tmp_path_factory, tiny_model, prefect_api) -> Project:
 
 @pytest.fixture(scope="module")
 def first(project) -> dict:
-    """The record of a first night, run once for the tests below."""
-    return project.facts("run", str(project.config))
+    """The record of a first night, run once for the tests below, by the installed command itself."""
+    overnight = Path(sys.executable).with_name("overnight")
+    done = subprocess.run(
+        [overnight, "run", project.config, "--json"], env=project.environment, cwd=project.folder, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
 
 
 def test_first_night_promotes(project, first):
@@ -122,31 +128,18 @@ def test_a_killed_night_is_continued(project, first, moment):
     rows = make_rows(500, seed=2 + len(moment))
     source = project.folder / f"{moment}.csv"
     rows.to_csv(source, index=False)
-    arguments = [str(OVERNIGHT), "run", str(project.config), "--set", f"data.source={source}"]
+    arguments = ["run", str(project.config), "--set", f"data.source={source}"]
     arguments += ["--set", "search.trials=3", "--set", "search.pruner=none"]
-    night = subprocess.Popen(
-        arguments,
-        env=project.environment,
-        cwd=project.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert night.stderr is not None
-    wanted = {"split": "✓ validate", "search": "trial 1:", "evaluate": "✓ search"}[moment]
-    for line in night.stderr:
-        if wanted in line:
-            break
+    night = project.start(*arguments)
+    night.until({"split": "✓ validate", "search": "trial 1:", "evaluate": "✓ search"}[moment])
     if moment == "search":
         time.sleep(0.5)
-    night.send_signal(signal.SIGKILL)
+    night.signal(signal.SIGKILL)
     night.wait()
     killed = _last(project)
     assert killed["state"] == "running"
     done = {t.parent.name: t.read_text() for t in (project.home / "nights" / killed["id"]).glob("trials/*/result.json")}
-    record = json.loads(
-        subprocess.run([*arguments, "--json"], env=project.environment, cwd=project.folder, capture_output=True).stdout
-    )
+    record = project.facts(*arguments)
     assert record["id"] == killed["id"] and record["continued"] == 1
     assert record["state"] in ("promoted", "kept")
     assert len(record["search"]["trials"]) == 3
@@ -159,24 +152,28 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(project, first):
     import psutil
 
     before = project.champion()
-    night = subprocess.Popen(
-        [str(OVERNIGHT), "run", str(project.config), "--force", "--set", "training.epochs=500"],
-        env=project.environment, cwd=project.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert night.stderr is not None
-    for line in night.stderr:
-        if "trial 0:" in line:
-            break
+    night = project.start("run", str(project.config), "--force", "--set", "training.epochs=500").until("trial 0:")
     time.sleep(2)
-    family = psutil.Process(night.pid).children(recursive=True)
-    night.send_signal(signal.SIGINT)
-    said = night.stderr.read()
-    assert night.wait(60) == 130, said
+    trials = [p for p in psutil.process_iter(["cmdline"]) if _trains(p, project)]
+    night.signal(signal.SIGINT)
+    assert night.wait(60) == 130, night.stderr
+    said = night.stderr
     assert "Traceback" not in said
-    _, alive = psutil.wait_procs(family, timeout=20)
+    assert trials
+    _, alive = psutil.wait_procs(trials, timeout=20)
     assert not alive
     assert project.champion() == before
     assert _last(project)["state"] == "interrupted"
+
+
+def _trains(process, project: Project) -> bool:
+    """Whether a process writes a trial's log below the project's home."""
+    import psutil
+
+    try:
+        return any(str(project.home / "nights") in f.path for f in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def _record(project: Project, record: dict) -> Path:

@@ -20,6 +20,7 @@ from overnight.errors import OvernightError
 from overnight.home import Home
 from overnight.services import set_quiet_environment
 
+INTERRUPTED = 130
 FULL = 2_000_000
 """Bytes: with fewer left on the home's disk, that is what a failure is about."""
 
@@ -59,7 +60,10 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command; errors are printed as a user reads them. Returns the exit code."""
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this
+            raise KeyboardInterrupt
+        return code
     except OvernightError as error:
         return _complain(*map(str, error.complaints), *_full_disk(), code=error.exit_code)
     except typer.TyperException as error:
@@ -68,7 +72,7 @@ def run(arguments: list[str]) -> int:
             show()
         return int(getattr(error, "exit_code", 2))
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; nothing was promoted, the next run continues from here", code=130)
+        return _complain("interrupted; nothing was promoted, the next run continues from here", code=INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'the disk'}: no space left", *_full_disk(), code=4)

@@ -26,21 +26,23 @@ def models(
     if as_json:
         print_json([_facts(version) for version in found])
         return
-    rows = [
-        (
-            v.name,
-            v.number,
-            ", ".join(v.aliases),
-            _number(v.metrics.get("macro_f1")),
-            v.tags.get("overnight.decision", ""),
-            v.tags.get("overnight.night", ""),
-            (v.tags.get("overnight.fingerprint") or "")[:8],
-            when(v.created),
-        )
-        for v in found
-    ]
-    columns = ("model", "version", "aliases", "macro F1", "gate", "night", "data", "created")
-    print_table("Registered models", columns, rows, "no version yet; `overnight run CONFIG` makes one")
+    columns = ("version", "aliases", "macro F1", "gate", "night", "created")
+    for one in names:
+        rows = [
+            (
+                v.number,
+                ", ".join(v.aliases),
+                _number(v.metrics.get("macro_f1")),
+                v.tags.get("overnight.decision", ""),
+                v.tags.get("overnight.night", "").removeprefix(f"{one}-"),
+                when(v.created),
+            )
+            for v in found
+            if v.name == one
+        ]
+        print_table(one, columns, rows, "no version yet")
+    if not names:
+        typer.echo("no model yet; `overnight run CONFIG` makes one")
 
 
 @app.command()
