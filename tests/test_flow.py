@@ -41,7 +41,7 @@ def test_first_night_promotes(project, first):
     assert version["tags"]["overnight.config_hash"] == first["config_hash"]
     assert project.facts("history", "tiny")[0]["action"] == "promote"
     page = (project.home / "nights" / first["id"] / "report.html").read_text()
-    assert "promoted" in page.lower() and "http://" not in page and "https://" not in page
+    assert "promoted" in page.lower() and first["id"] in page
     kept = list((project.home / "nights" / first["id"] / "trials").glob("*/best"))
     assert len(kept) == 1, "checkpoints of losers are deleted"
 
@@ -76,7 +76,7 @@ def test_mlflow_holds_the_night(project, first):
         number = int(run.data.tags["overnight.trial"].rsplit("/", 1)[1])
         assert run.data.tags["overnight.state"] == states[number]
         assert run.info.status == {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[states[number]]
-        assert client.get_metric_history(run.info.run_id, "macro_f1")
+        assert client.get_metric_history(run.info.run_id, "validation/macro_f1")
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "report")} >= {"report/report.html"}
 
 
