@@ -160,8 +160,10 @@ def test_resolve_base(tiny_model, tmp_path, monkeypatch):
         resolve_base(str(tiny_model)[:-1] + "x")
     with pytest.raises(UserError, match="no such folder"):
         resolve_base("models/of/nobody")
-    with pytest.raises(UserError, match=f"needs a model's folder.*did you mean .*{tiny_model.name}"):
-        resolve_base(str(tiny_model.parent))
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="needs a model's folder.*did you mean .*inner"):
+        resolve_base(str(tmp_path))
     with pytest.raises(UserError, match="needs the installed package"):
         resolve_base("pkg://no_such_package/model")
 
