@@ -29,6 +29,7 @@ RESULT, ERROR, LOG = "result.json", "error.json", "worker.log"
 PRELOAD = ["overnight.warm"]
 
 _children: set[Child] = set()
+_refused = threading.Event()
 
 
 class Child:
@@ -49,6 +50,8 @@ class Child:
         cores: Sequence[int] | None = None,
         **arguments: Any,
     ):
+        if _refused.is_set():  # a thread that was on its way here when the night was interrupted
+            raise errors.NightFailed("interrupted before the process was started")
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
@@ -57,6 +60,8 @@ class Child:
         self._process = context.Process(target=_child_main, args=(function, str(folder), threads, cores, arguments))
         self._process.start()
         _children.add(self)
+        if _refused.is_set():
+            self.kill()
 
     @property
     def alive(self) -> bool:
@@ -113,8 +118,14 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+def accept_children() -> None:
+    """Takes back `end_children`."""
+    _refused.clear()
+
+
 def end_children() -> None:
-    """Kills every child of this process: for an interrupted night."""
+    """Kills every child of this process and refuses new ones: for an interrupted night."""
+    _refused.set()
     for child in list(_children):
         child.kill()
 

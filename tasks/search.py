@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from overnight.config import Search, with_parameters
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
-from overnight.processes import cores, end_children
+from overnight.processes import accept_children, cores, end_children
 from overnight.progress import emit
 from overnight.report import trials_rows
 from overnight.search.study import Direction, Study
@@ -65,6 +65,7 @@ def search(
     study = Study(home.study_storage, night_folder.name, model, search, evaluations, direction)
     study.continue_running()
     study.fail_abandoned()
+    accept_children()
     begun = time.monotonic()
     deadline = begun + 60 * search.minutes if search.minutes else None
     threads = max(1, cores() // search.parallel)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from overnight.errors import Complaint, DataRefused, NightFailed, UserError
-from overnight.processes import Child, end_children, run_child
+from overnight.processes import Child, accept_children, end_children, run_child
 
 
 def work(folder: Path, what: str) -> dict:
@@ -72,7 +72,12 @@ def test_end_children_ends_them(tmp_path):
     child = Child(work, tmp_path, 1, what="sleep")
     pid = _pid(tmp_path)
     end_children()
-    assert not child.alive and not psutil.pid_exists(pid)
+    try:
+        assert not child.alive and not psutil.pid_exists(pid)
+        with pytest.raises(NightFailed, match="interrupted"):  # by a thread that did not know yet
+            Child(work, tmp_path, 1, what="sleep")
+    finally:
+        accept_children()
 
 
 def test_children_die_with_a_killed_parent(tmp_path):
