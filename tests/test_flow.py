@@ -153,8 +153,9 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(project, first):
 
     before = project.champion()
     night = project.start("run", str(project.config), "--force", "--set", "training.epochs=500").until("trial 0:")
-    time.sleep(2)
-    trials = [p for p in psutil.process_iter(["cmdline"]) if _trains(p, project)]
+    trials, end = [], time.monotonic() + 60
+    while not trials and time.monotonic() < end:
+        trials = [process for process in psutil.process_iter() if _trains(process, project)]
     night.signal(signal.SIGINT)
     assert night.wait(60) == 130, night.stderr
     said = night.stderr
