@@ -29,18 +29,9 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
     Returns:
         Facts, and under "lines" the same for people.
     """
-    from overnight.data.ingest import ingest
+    from overnight.intake import read_rows
 
-    problem = problems.get(config.problem)
-    rows = ingest(
-        config.data,
-        folder / "data",
-        required_roles=problem.required_roles,
-        optional_roles=problem.optional_roles,
-        text_roles=problem.text_roles,
-        target=problem.target,
-        where=where,
-    )
+    rows = read_rows(config.data, config.problem, folder / "data", where)
     train = round(rows.rows * (1 - config.split.test - config.split.validation))
     last = _last_speed(home, config)
     speed = last or float(run_child(measure_speed, folder / "speed", cores(), config=config, rows=rows.path)["speed"])

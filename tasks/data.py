@@ -12,12 +12,12 @@ from prefect.cache_policies import NO_CACHE
 from overnight import problems
 from overnight.config import Data, Model, Split, Validation
 from overnight.data.ingest import Ingested
-from overnight.data.ingest import ingest as ingest_rows
 from overnight.data.split import Splitted, split_rows
 from overnight.data.tokenization import Tokenized
 from overnight.data.tokenization import tokenize as tokenize_rows
 from overnight.errors import OvernightError
-from overnight.expectations import Validated, validate_rows
+from overnight.expectations import Validated
+from overnight.intake import judge_rows, read_rows
 from overnight.report import validation_rows
 from overnight.training.models import load_tokenizer, resolve_base
 from tasks.artifacts import markdown, table
@@ -37,16 +37,7 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
 @task(name="ingest", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=_may_pass)
 def ingest(data: Data, problem: str, folder: Path, where: str) -> Ingested:
     """Reads the source; retried, since a hub or a mounted folder may be away for a moment."""
-    kind = problems.get(problem)
-    rows = ingest_rows(
-        data,
-        folder,
-        required_roles=kind.required_roles,
-        optional_roles=kind.optional_roles,
-        text_roles=kind.text_roles,
-        target=kind.target,
-        where=where,
-    )
+    rows = read_rows(data, problem, folder, where)
     lines = [
         f"**{rows.rows:,} rows** of {rows.source_rows:,} in `{rows.source}` ({rows.encoding or 'no encoding'})",
         "",
@@ -69,20 +60,7 @@ def validate(
     docs_folder: Path,
 ) -> Validated:
     """Judges the rows; refusing the night is the flow's to do, after the table is on the page."""
-    kind = problems.get(problem)
-    found = validate_rows(
-        rows.path,
-        validation,
-        columns=kind.required_roles,
-        slices=slices,
-        text_roles=kind.text_roles,
-        target=kind.target,
-        max_length=model.max_length,
-        tokenizer=load_tokenizer(resolve_base(model.base), model.revision),
-        previous=previous,
-        folder=folder,
-        docs_folder=docs_folder,
-    )
+    found = judge_rows(rows, validation, slices, problem, model, previous, folder, docs_folder)
     table(
         "validation",
         validation_rows(cast(Any, found.results)),

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from overnight.progress import listen
 
-STAGES = "reconcile ingest validate split tokenize search evaluate register gate promote report".split()
 PLAIN_SECONDS = 15.0
 
 
@@ -33,7 +33,7 @@ class Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if "warning" in event:
-            self.line(f"[yellow]![/] {event['warning']}")
+            self.line(f"[yellow]![/] {escape(event['warning'])}")
         elif "stage" in event:
             self._stage(event)
         elif "trials" in event:
@@ -87,7 +87,7 @@ class Progress:
             self.ended += 1
             value = f" {event['value']:.4f}" if event.get("value") is not None else ""
             seconds = f" in {event['seconds']:.0f} s" if "seconds" in event else ""
-            error = f": {event['error']}" if "error" in event else ""
+            error = f": {escape(event['error'])}" if "error" in event else ""
             self.line(f"  trial {number}: {event['state']}{value}{seconds}{error}")
         elif number in self.running:
             self.running[number].update(event)

@@ -52,36 +52,22 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fals
 @app.command()
 def validate(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check the config and the data only: expectations, quarantine, Data Docs."""
-    from overnight.data.ingest import ingest
-    from overnight.expectations import validate_rows
+    from overnight.intake import judge_rows, read_rows
     from overnight.nights import last_accepted
-    from overnight.training.models import load_tokenizer, resolve_base
 
     home, facts = Home.from_environment(), _load(config, overrides)
-    problem = problems.get(facts.problem)
     with shown(as_json):
-        rows = ingest(
-            facts.data,
-            home.folder("data", facts.name),
-            required_roles=problem.required_roles,
-            optional_roles=problem.optional_roles,
-            text_roles=problem.text_roles,
-            target=problem.target,
-            where=f"{config}: data",
-        )
+        rows = read_rows(facts.data, facts.problem, home.folder("data", facts.name), f"{config}: data")
         folder = home.folder("validations", facts.name)
-        found = validate_rows(
-            rows.path,
+        found = judge_rows(
+            rows,
             facts.validation,
-            columns=problem.required_roles,
-            slices=facts.data.slices,
-            text_roles=problem.text_roles,
-            target=problem.target,
-            max_length=facts.model.max_length,
-            tokenizer=load_tokenizer(resolve_base(facts.model.base), facts.model.revision),
-            previous=last_accepted(home, facts.name),
-            folder=folder,
-            docs_folder=folder / "data_docs",
+            facts.data.slices,
+            facts.problem,
+            facts.model,
+            last_accepted(home, facts.name),
+            folder,
+            folder / "data_docs",
         )
     if as_json:
         print_json({"ingested": asdict(rows), "validated": asdict(found)})
@@ -114,7 +100,7 @@ def _load(path: str, overrides: list[str] | None) -> Config:
 
 def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
     """Asked before a server is started: wrong data, a full disk and an unchanged night should cost seconds."""
-    from overnight.data.ingest import ingest
+    from overnight.intake import read_rows
     from overnight.nights import unchanged
     from overnight.planning import check_disk
     from overnight.tracking import registry, store
@@ -122,16 +108,7 @@ def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
 
     resolve_base(config.model.base)
     check_disk(home, config)
-    problem = problems.get(config.problem)
-    rows = ingest(
-        config.data,
-        home.folder("data", config.name),
-        required_roles=problem.required_roles,
-        optional_roles=problem.optional_roles,
-        text_roles=problem.text_roles,
-        target=problem.target,
-        where=f"{path}: data",
-    )
+    rows = read_rows(config.data, config.problem, home.folder("data", config.name), f"{path}: data")
 
     def champion() -> registry.Version | None:
         if home.embedded_tracking and not (home.mlflow / "mlflow.db").exists():
