@@ -99,7 +99,8 @@ def begin_night(
     home: Home, config: Config, fingerprint: str, *, forced: bool, stages: Mapping[str, float] | None = None
 ) -> Night:
     """A new night, or the unfinished one with the same data and config, to be continued."""
-    for record in reversed(night_records(home, config.name)):
+    # only the latest: an older one's study has been overtaken
+    for record in night_records(home, config.name)[-1:]:
         if same_work(record, config, fingerprint) and record["state"] in UNFINISHED:
             night = Night(home.nights / record["id"], record)
             before = record.get("stages", {})
@@ -107,7 +108,6 @@ def begin_night(
             times = record.get("continued", 0) + 1
             night.update(state="running", continued=times, why=None, ended=None, stages={**before, **added})
             return night
-        break  # only the latest: an older one's study has been overtaken
     now = datetime.now(UTC)
     folder = _new_folder(home, f"{config.name}-{now:%Y%m%d-%H%M%S}")
     facts = {"id": folder.name, "model": config.name, "state": "running", "started": now.timestamp(), "forced": forced}
