@@ -128,7 +128,9 @@ def test_best_parameters_of_earlier_nights_come_first(tmp_path):
     old.tell(ask.number, "finished", 0.9)
     other = study_of(tmp_path, name="other-1", model="other")
     other.tell(other.ask().number, "finished", 0.99)
-    assert study_of(tmp_path, name="night-2").ask().params == ask.params
+    tonight = study_of(tmp_path, name="night-2")
+    assert tonight.ask().params == ask.params
+    assert tonight.ask().params != ask.params, "the sampler does not draw last night's first point again"
     narrow = {"learning_rate": Domain(low=1.0, high=2.0)}
     assert study_of(tmp_path, name="night-3", space=narrow).ask().params["learning_rate"] >= 1.0
 

@@ -65,8 +65,9 @@ class Study:
             load_if_exists=True,
             pruner=_pruner(search, evaluations),
         )
-        # a fixed seed would draw the start-up points of a continued study a second time
-        self._study.sampler = _sampler(search, seed=search.seed + len(self._study.get_trials(deepcopy=False)))
+        # a fixed seed would draw the start-up points of a continued study, or of last night's, a second time
+        drawn = sum(s.n_trials for s in self._summaries() if s.user_attrs.get(STUDY_OF, model) == model)
+        self._study.sampler = _sampler(search, seed=search.seed + drawn)
         if name not in known:
             self._study.set_user_attr(STUDY_OF, model)
             self._enqueue_earlier(model, known)
@@ -78,7 +79,7 @@ class Study:
 
     def fail_abandoned(self) -> None:
         """Closes the trials that this model's earlier nights left running and that nobody will continue."""
-        for summary in self._optuna.get_all_study_summaries(self._store):
+        for summary in self._summaries():
             if summary.study_name == self._study.study_name or summary.user_attrs.get(STUDY_OF) != self._model:
                 continue
             other = self._optuna.load_study(study_name=summary.study_name, storage=self._store)
@@ -163,7 +164,7 @@ class Study:
         if not self.search.space:
             return
         for summary in sorted(
-            (s for s in self._optuna.get_all_study_summaries(self._store) if s.study_name in names),
+            (s for s in self._summaries() if s.study_name in names),
             key=lambda s: s.datetime_start.timestamp() if s.datetime_start else 0.0,
             reverse=True,
         ):
@@ -176,6 +177,9 @@ class Study:
             if params and params not in enqueued:
                 enqueued.append(params)
                 self._study.enqueue_trial(params, user_attrs={"from": summary.study_name})
+
+    def _summaries(self) -> list[Any]:
+        return list(self._optuna.get_all_study_summaries(self._store))
 
     def _trials(self, state: str) -> list[Any]:
         return self._study.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState[state]])
