@@ -49,7 +49,7 @@ def prepared(tmp_path, job, number, training):
 def test_a_trial_trains_and_leaves_its_files(tmp_path, job):
     """A real training process: parameters first, a line an evaluation, the best checkpoint, the result last."""
     seen = []
-    folder = prepared(tmp_path, job, 0, Training(epochs=4, learning_rate=5e-3))
+    folder = prepared(tmp_path, job, 0, Training(epochs=4, learning_rate=3e-3, batch_size=8))
     result = run_trial(
         folder, report=lambda n, value: seen.append((n, value)), deadline=None, threads=1, on_metrics=lambda line: None
     )

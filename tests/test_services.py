@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
@@ -109,3 +110,21 @@ def test_the_scheduler_of_the_capped_versions_works(prefect_api):
         time.sleep(0.5)
     httpx.delete(f"{prefect_api}/deployments/{made['id']}")
     assert runs and runs[0]["state_type"] == "SCHEDULED"
+
+
+@pytest.mark.slow
+def test_ui_ends_its_servers_when_it_is_told_to(tmp_path):
+    """A service manager sends SIGTERM, and may have started the command with SIGINT ignored: both servers end."""
+    environment = os.environ | {"OVERNIGHT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    overnight = Path(sys.executable).with_name("overnight")
+    command = f"trap '' INT; exec {overnight} ui"
+    with subprocess.Popen(["sh", "-c", command], env=environment, stdout=subprocess.PIPE, text=True) as ui:
+        links = [ui.stdout.readline().split()[-1] for _ in range(2)]
+        for link in links:
+            assert urllib.request.urlopen(link, timeout=30).status == 200
+        ui.terminate()
+        assert ui.wait(60) == 0
+    for link in links:
+        with pytest.raises(OSError):
+            urllib.request.urlopen(link, timeout=5)

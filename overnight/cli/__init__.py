@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -54,6 +55,8 @@ for _module in ("night", "models", "state"):
 def main() -> None:
     """Entry point of the `overnight` command."""
     set_quiet_environment()
+    # whoever stops a service sends this one: it ends a command as ctrl-c does, children and servers included
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +27,6 @@ def ui(as_json: AsJson = False) -> None:
 
     home = Home.from_environment()
     store.prepare(home)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with prefect_server(home) as api, mlflow_server(home) as tracking:
         links = {"mlflow": tracking, "prefect": api.removesuffix("/api")}
         if as_json:
