@@ -190,10 +190,10 @@ def test_a_disk_that_fills_up_ends_the_night_and_the_next_continues(project, sma
     "after",
     ["reconcile", "ingest", "validate", "split", "tokenize", "search", "evaluate", "register"],
 )
-def test_ctrl_c_in_each_stage(project, after):
-    """Interrupted as each stage begins: exit 130, one line, no traceback. (In a trial: test_flow.py.)"""
+def test_interrupted_in_each_stage(project, after):
+    """By ctrl-c, or the signal of a service manager: exit 130, one line, no traceback. (In a trial: test_flow.py.)"""
     _csv(project.folder / "other.csv", text=make_rows(300, seed=9).text)
     night = project.start("run", str(project.config), "--set", f"data.source={project.folder / 'other.csv'}")
-    night.until(f"✓ {after}").signal(signal.SIGINT)
+    night.until(f"✓ {after}").signal(signal.SIGTERM if after == "ingest" else signal.SIGINT)
     assert night.wait(60) == 130, night.stderr
     assert "interrupted" in night.stderr and "Traceback" not in night.stderr

@@ -55,31 +55,53 @@ for _module in ("night", "models", "state"):
 def main() -> None:
     """Entry point of the `overnight` command."""
     set_quiet_environment()
-    # whoever stops a service sends this one: it ends a command as ctrl-c does, children and servers included
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command; errors are printed as a user reads them. Returns the exit code."""
+    interrupted = _interruptible()
     try:
         code = int(app(arguments, standalone_mode=False) or 0)
         if code == INTERRUPTED:  # typer turns a KeyboardInterrupt into this
             raise KeyboardInterrupt
         return code
-    except OvernightError as error:
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as error:
+        # an interrupt in the middle of Prefect's book-keeping comes out as whatever that trips over
+        return _interrupted() if interrupted else _failed(error)
+
+
+def _interruptible() -> list[int]:
+    """Makes SIGTERM, which whoever stops a service sends, end a command as ctrl-c does; lists the signals that came."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as shells do for jobs in the background
+    for number in (signal.SIGTERM,) if ignored else (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    return came
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; run it again to continue", code=INTERRUPTED)
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, OvernightError):
         return _complain(*map(str, error.complaints), *_full_disk(), code=error.exit_code)
-    except typer.TyperException as error:
+    if isinstance(error, typer.TyperException):
         show = getattr(error, "show", None)
         if show is not None:
             show()
         return int(getattr(error, "exit_code", 2))
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; nothing was promoted, the next run continues from here", code=INTERRUPTED)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return _complain(f"{error.filename or 'the disk'}: no space left", *_full_disk(), code=4)
-        return _unexpected()
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _complain(f"{error.filename or 'the disk'}: no space left", *_full_disk(), code=4)
+    return _unexpected()
 
 
 def _complain(*lines: str, code: int) -> int:
