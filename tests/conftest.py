@@ -35,7 +35,7 @@ def make_rows(count: int, seed: int = 1):
     rows = []
     for i in range(count):
         label = draw.choice(list(WORDS))
-        words = draw.choices(WORDS[label], k=3) + draw.choices(FILLER, k=draw.randint(4, 14)) + [f"no{i}"]
+        words = draw.choices(WORDS[label], k=5) + draw.choices(FILLER, k=draw.randint(2, 12)) + [f"no{i}"]
         draw.shuffle(words)
         rows.append({"text": " ".join(words), "label": label})
     return pd.DataFrame(rows)
@@ -151,7 +151,7 @@ class Project:
                 "data": {"source": str(folder / "rows.csv")},
                 "validation": {"expect": {"labels": {"known": ["good", "bad", "plain"]}}},
                 "training": {"epochs": 6, "learning_rate": 3e-3, "batch_size": 16},
-                "search": {"trials": 2, "space": {"learning_rate": {"low": 2e-3, "high": 5e-3}}},
+                "search": {"trials": 2, "space": {"learning_rate": {"low": 2e-3, "high": 3.5e-3}}},
                 "promotion": {"floor": 0.5},
             }
         )
