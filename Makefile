@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint types check docs lock install clean
+.PHONY: run test bench lint types check docs lock install clean
 
 run: $(INSTALLED)  ## the night of CONFIG
 	@$(BIN)/overnight run $(CONFIG)
 
 test: $(INSTALLED)  ## the tests that need no GPU, no browser and no network
 	@$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## the measurements of bench/RESULTS.md, side by side with what people use today
+	@for name in fit; do $(BIN)/python -m bench.$$name || exit 1; done
 
 install: $(INSTALLED)  ## the environment alone
 

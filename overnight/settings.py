@@ -40,7 +40,7 @@ class Training:
     """Passes over the training rows; a fraction is allowed."""
 
     batch_size: AtLeastOne = 32
-    """Rows per optimizer step on average (`batch_size` × the median row's tokens is the step's token budget)."""
+    """Rows per optimizer step; on average, for models that cannot be run without padding."""
 
     accumulation: AtLeastOne = 1
     """Micro-batches per optimizer step: more of them need less memory and give the same step."""
@@ -70,7 +70,10 @@ class Training:
     """Gradients are scaled down to this norm; 0 turns clipping off."""
 
     dropout: Annotated[float, Bounds(low=0, high=0.9)] | None = None
-    """Dropout of hidden states and attention; absent: what the model's own configuration says."""
+    """Dropout of hidden states and the head; absent: what the model's own configuration says."""
+
+    attention_dropout: Annotated[float, Bounds(low=0, high=0.9)] | None = 0.0
+    """Dropout of attention weights, which keeps the fast kernels from being used; null: the model's own."""
 
     label_smoothing: Annotated[float, Bounds(low=0, high=0.5)] = 0.0
     """Share of the target's probability spread over all classes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,16 +15,17 @@ from prefect.cache_policies import NO_CACHE
 from overnight.config import Search, with_parameters
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
-from overnight.processes import accept_children, cores, end_children
+from overnight.processes import accept_children, cores, end_children, run_child
 from overnight.progress import emit
 from overnight.report import trials_rows
 from overnight.search.study import Direction, Study
-from overnight.search.trial import BEST, Job, run_trial, trial_folder, write_params
+from overnight.search.trial import BEST, Job, compute_features, run_trial, trial_folder, write_params
 from overnight.settings import Training
 from overnight.tracking.night import night_run
 from overnight.tracking.runs import Syncer
 from tasks.artifacts import table
 
+FEATURES = "features"
 HOPELESS = 3  # failures in a row, with nothing finished, after which the rest would fail too
 
 
@@ -69,11 +71,13 @@ def search(
     begun = time.monotonic()
     deadline = begun + 60 * search.minutes if search.minutes else None
     threads = max(1, cores() // search.parallel)
+    emit(trials=search.wanted, deadline=deadline)
+    if study.remaining > 0:
+        job = _with_features(job, search, training, night_folder / FEATURES)
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     running: dict[Any, int] = {}
     seconds: list[float] = []
     failures: list[str] = []
-    emit(trials=search.wanted, deadline=deadline)
     with Syncer(home, lambda: night_run(home, model, night_folder.name), say=lambda text: emit(warning=text)) as syncer:
         try:
             while True:
@@ -112,6 +116,7 @@ def search(
         except BaseException:
             end_children()  # else the threads of the trials would keep an interrupted night waiting
             raise
+    shutil.rmtree(night_folder / FEATURES, ignore_errors=True)
     if not study.counts["finished"]:
         raise NightFailed(Complaint("search", "no trial finished", failures[-1] if failures else f"{study.counts}"))
     best = study.best()
@@ -137,6 +142,15 @@ def evaluations_of(search: Search, training: Training) -> int:
         for name in ("epochs", "evaluations_per_epoch")
     }
     return max(1, round(longest["epochs"] * longest["evaluations_per_epoch"]))
+
+
+def _with_features(job: Job, search: Search, training: Training, folder: Path) -> Job:
+    """The job, with what its frozen layers make of the rows, when that is the same in all trials."""
+    if not training.freeze_layers or "freeze_layers" in search.space:
+        return job
+    shutil.rmtree(folder, ignore_errors=True)
+    run_child(compute_features, folder, cores(), job=asdict(job), training=asdict(training))
+    return replace(job, features=str(folder))
 
 
 def _goes_on(study: Study, deadline: float | None, seconds: list[float], failures: list[str]) -> bool:

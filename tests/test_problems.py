@@ -170,10 +170,13 @@ class TestSequenceClassification:
 
     def test_model_knows_its_labels(self, tiny_model):
         """A saved model serves label names, not LABEL_0."""
-        config = self.problem.load_model(str(tiny_model), self.facts, Training(dropout=0.3)).config
+        training = Training(dropout=0.3, attention_dropout=0.2)
+        config = self.problem.load_model(str(tiny_model), self.facts, training).config
         assert config.id2label == {0: "a", 1: "b", 2: "c"}
         assert config.label2id == {"a": 0, "b": 1, "c": 2}
-        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.3
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.3, 0.2)
+        own = self.problem.load_model(str(tiny_model), self.facts, Training(attention_dropout=None)).config
+        assert (own.hidden_dropout_prob, own.attention_probs_dropout_prob) == (0.1, 0.1)
 
     def test_better(self):
         """Greater is better, except where a problem says otherwise."""

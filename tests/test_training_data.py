@@ -83,7 +83,7 @@ def test_buckets_cover_and_respect_the_budget(lengths, budget):
 @settings(max_examples=50)
 def test_each_epoch_covers_every_row_once(lengths, batch_size, seed):
     """Each epoch of a plan has every row once, within the budget; its steps add up."""
-    plan = Plan(lengths, batch_size, 2, seed)
+    plan = Plan(lengths, batch_size, 2, seed, by_length=True)
     budget = token_budget(lengths, batch_size)
     first, second = plan.epoch(0), plan.epoch(1)
     for batches in (first, second):
@@ -97,7 +97,7 @@ def test_each_epoch_covers_every_row_once(lengths, batch_size, seed):
 def test_buckets_are_tight_and_varied():
     """On lengths like those of tweets: hardly any padding, about batch_size rows a step, other batches each epoch."""
     lengths = np.random.default_rng(0).gamma(6, 6, 3000).astype(int) + 3
-    plan = Plan(lengths, 32, 2, seed=1)
+    plan = Plan(lengths, 32, 2, seed=1, by_length=True)
     first, second = plan.epoch(0), plan.epoch(1)
     padded = sum(len(rows) * lengths[rows].max() for rows in first)
     assert 1 - lengths.sum() / padded < 0.04
@@ -106,14 +106,14 @@ def test_buckets_are_tight_and_varied():
     assert len(together[0] & together[1]) < 0.1 * len(first)
     sizes = [lengths[rows].mean() for rows in first]
     assert abs(np.corrcoef(sizes, np.arange(len(sizes)))[0, 1]) < 0.3, "batches come in a shuffled order"
-    assert [r.tolist() for r in Plan(lengths, 32, 2, seed=1).epoch(1)] == [r.tolist() for r in second]
-    assert [r.tolist() for r in Plan(lengths, 32, 2, seed=2).epoch(1)] != [r.tolist() for r in second]
+    assert [r.tolist() for r in Plan(lengths, 32, 2, seed=1, by_length=True).epoch(1)] == [r.tolist() for r in second]
+    assert [r.tolist() for r in Plan(lengths, 32, 2, seed=2, by_length=True).epoch(1)] != [r.tolist() for r in second]
 
 
 def test_fractional_epochs():
     """Half an epoch is half its steps; the least is one step."""
     lengths = np.full(100, 10)
-    assert Plan(lengths, 10, 1, 0).steps == 10
-    assert Plan(lengths, 10, 0.5, 0).steps == 5
-    assert Plan(lengths, 10, 2.3, 0).steps == 23
-    assert Plan(lengths, 10, 0.001, 0).steps == 1
+    assert Plan(lengths, 10, 1, 0, by_length=True).steps == 10
+    assert Plan(lengths, 10, 0.5, 0, by_length=True).steps == 5
+    assert Plan(lengths, 10, 2.3, 0, by_length=True).steps == 23
+    assert Plan(lengths, 10, 0.001, 0, by_length=True).steps == 1

@@ -60,7 +60,7 @@ class SequenceClassification(Problem):
             AutoModelForSequenceClassification,
             base,
             revision,
-            dropout=training.dropout,
+            training=training,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: code for code, label in enumerate(labels)},

@@ -41,6 +41,8 @@ class Job:
     facts: dict[str, Any]
     """The problem's facts, such as the labels."""
     metric: str
+    features: str | None = None
+    """Folder of the hidden states at the freeze line, where they were computed beforehand."""
 
 
 def trial_folder(night_folder: Path, number: int) -> Path:
@@ -132,6 +134,19 @@ class LineReader:
         return lines
 
 
+def compute_features(folder: Path, job: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """In a child: leaves the hidden states at the freeze line in its folder, for all trials of the night."""
+    from overnight import problems
+    from overnight.training import data
+    from overnight.training.frozen import compute
+    from overnight.training.models import ModelReference, resolve_base
+
+    shared = Job(**job)
+    sides = {"train": data.open(shared.train), "validation": data.open(shared.validation)}
+    reference = ModelReference(resolve_base(shared.base), shared.revision)
+    return compute(problems.get(shared.problem), reference, shared.facts, Training(**training), sides, folder)
+
+
 def _train(folder: Path) -> dict[str, Any]:
     """In the child: trains what params.json says; the engine's result, with the trial's state."""
     from overnight import problems
@@ -158,6 +173,7 @@ def _train(folder: Path) -> dict[str, Any]:
             Training(**facts["training"]),
             folder=folder,
             metric=job.metric,
+            features=Path(job.features) if job.features else None,
             on_log=lambda line: write("log", line),
             on_evaluation=lambda line: write("evaluation", line),
             should_stop=lambda: stop.read_text() or None if stop.exists() else None,

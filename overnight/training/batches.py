@@ -52,11 +52,14 @@ def longest_of(lengths: np.ndarray, rows: np.ndarray) -> int:
 class Plan:
     """The steps of a run: a pure function of the row lengths, the settings and the seed, so that a run can resume.
 
-    `steps` is the number of optimizer steps, `rows(step)` the row numbers of one of them.
+    `steps` is the number of optimizer steps, `rows(step)` the row numbers of one of them. A step has `batch_size` rows
+    as chance has it; `by_length`, for models that work on padded batches, puts rows of similar length together, as many
+    as fit the budget of tokens.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, epochs: float, seed: int):
+    def __init__(self, lengths: np.ndarray, batch_size: int, epochs: float, seed: int, *, by_length: bool):
         self._lengths = np.asarray(lengths)
+        self._batch_size, self._by_length = batch_size, by_length
         self._budget = token_budget(self._lengths, batch_size)
         self._seed = seed
         whole, part = int(epochs), epochs - int(epochs)
@@ -70,6 +73,9 @@ class Plan:
     def epoch(self, number: int) -> list[np.ndarray]:
         """The batches of one whole epoch, in their order."""
         draw = np.random.default_rng([self._seed, number])
+        if not self._by_length:
+            order = draw.permutation(len(self._lengths))
+            return np.split(order, range(self._batch_size, len(order), self._batch_size))
         blurred = self._lengths * (1 + draw.uniform(-JITTER, JITTER, len(self._lengths)))
         batches = bucket(self._lengths, self._budget, np.argsort(-blurred, kind="stable"))
         return [batches[i] for i in draw.permutation(len(batches))]

@@ -20,10 +20,13 @@ from accelerate.utils.memory import clear_device_cache
 from overnight.errors import Complaint, OvernightError
 from overnight.training.batches import Plan
 from overnight.training.device import OutOfMemory, is_out_of_memory, make_accelerator, peak_memory_mb
+from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
+from overnight.training.frozen import Features
 from overnight.training.layers import freeze
 from overnight.training.optimizers import make_optimizer, schedule, set_rates
-from overnight.training.predict import collate, forward, inputs, to_device
+from overnight.training.packing import Packed
+from overnight.training.predict import forward, inputs, prepare
 
 if TYPE_CHECKING:
     from overnight.problems.base import Facts, Problem
@@ -51,6 +54,7 @@ def fit(
     on_log: Callable[[Record], None] = lambda record: None,
     on_evaluation: Callable[[Record], None] = lambda record: None,
     should_stop: Callable[[], str | None] = lambda: None,
+    features: Path | None = None,
     log_every_seconds: float = 2.0,
 ) -> Record:
     """Fine-tunes one model and leaves the best of its evaluations in `folder/best`.
@@ -64,6 +68,7 @@ def fit(
         on_log: is given step, steps, epoch, loss (mean since the last log), learning_rate, samples_per_second,
             tokens_per_second (without padding), every `log_every_seconds` and at evaluations.
         on_evaluation: is given step, steps, epoch, evaluation (0, 1, …), validation_loss, metrics, value.
+        features: folder in which `frozen.compute` left the hidden states of `train` and `validation`, if it did.
         should_stop: asked before every step; `prune` ends the run at once, `budget` after one last evaluation.
 
     Returns:
@@ -77,7 +82,7 @@ def fit(
         OutOfMemory: not even one row fits into memory.
     """
     problem.check_metric(metric, facts)
-    run = Run(problem, model_ref, facts, train, validation, training, folder, metric, on_log, on_evaluation)
+    run = Run(problem, model_ref, facts, train, validation, training, folder, metric, on_log, on_evaluation, features)
     return run.loop(should_stop, log_every_seconds)
 
 
@@ -96,6 +101,7 @@ class Run:
         metric: str,
         on_log: Callable[[Record], None],
         on_evaluation: Callable[[Record], None],
+        features: Path | None,
     ):
         self.problem, self.facts, self.train, self.validation = problem, facts, train, validation
         self.training, self.folder, self.metric = training, folder, metric
@@ -109,7 +115,14 @@ class Run:
             # renamed within transformers 5; the old name goes with 6
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.model.to(self.device).train()
+        self.packed = Packed(self.model, training.freeze_layers)
+        if self.device.type == "cpu":
+            use_cheap_dropout(self.model)
+        self.model.to(self.device)
+        self.packed.train()
+        usable = features if self.packed.takes_features else None
+        self.train_features = Features.open(usable, "train", train)
+        self.validation_features = Features.open(usable, "validation", validation)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, training)
         self.class_weights: torch.Tensor | None = None
@@ -117,7 +130,8 @@ class Run:
             weights = problem.class_weights(train, facts)
             self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         self.targets = problem.targets(validation, facts)
-        self.plan = Plan(train.lengths, training.batch_size, training.epochs, training.seed)
+        padded = self.packed.way == "padded"
+        self.plan = Plan(train.lengths, training.batch_size, training.epochs, training.seed, by_length=padded)
         evaluations = max(1, round(training.epochs * training.evaluations_per_epoch))
         self.evaluate_at = {max(1, round(self.plan.steps * (k + 1) / evaluations)) for k in range(evaluations)}
         self.identity = {
@@ -126,6 +140,7 @@ class Run:
             "training": dataclasses.asdict(training),
             "metric": metric,
             "rows": [len(train), int(train.lengths.sum()), len(validation)],
+            "way": self.packed.way,
         }
         self.best = folder / "best"
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,13 +236,12 @@ class Run:
 
     def gradients(self, parts: list[np.ndarray]) -> torch.Tensor:
         """Adds up the gradients of a step's micro-batches; returns the mean loss over all that the step counts."""
-        batches = [collate(self.problem, self.model, self.train, part) for part in parts]
-        total = max(1, sum(map(self.problem.counted, batches)))
+        batches = [prepare(self.problem, self.model, self.train, part, self.train_features) for part in parts]
+        total = max(1, sum(self.problem.counted(batch) for batch, _ in batches))
         loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            batch = to_device(batch, self.device)
+        for batch, packing in batches:
             with self.accelerator.autocast():
-                outputs = self.model(**inputs(batch))
+                outputs = self.packed(inputs(batch), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / total
             self.accelerator.backward(part)
             loss += part.detach()
@@ -276,7 +290,15 @@ class Run:
             losses.append(problem.loss(outputs, batch, plain, None))
             counts.append(problem.counted(batch))
 
-        logits = forward(problem, self.model, self.validation, precision=self.accelerator.autocast, each=add)
+        logits = forward(
+            problem,
+            self.model,
+            self.validation,
+            packed=self.packed,
+            features=self.validation_features,
+            precision=self.accelerator.autocast,
+            each=add,
+        )
         loss = float(sum(losses)) / max(1, sum(counts))
         if not math.isfinite(loss):
             self.raise_diverged(max(1, state["step"]))

@@ -14,6 +14,8 @@ from overnight.references import resolve_package_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from overnight.settings import Training
+
 WHERE = "model → base"
 
 
@@ -65,9 +67,9 @@ def quiet() -> Iterator[None]:
 
 
 def load_pretrained(
-    auto_class: Any, base: str, revision: str | None = None, *, dropout: float | None = None, **settings: Any
+    auto_class: Any, base: str, revision: str | None = None, *, training: Training, **settings: Any
 ) -> PreTrainedModel:
-    """A model in float32 on the CPU; `settings` go into its configuration, `dropout` into each of its dropouts.
+    """A model in float32 on the CPU, with the dropouts of `training`; `settings` go into its configuration.
 
     Only safetensors are read, and code that comes with a model is never run. A head whose shape does not fit is made
     anew.
@@ -81,10 +83,10 @@ def load_pretrained(
     folder = resolve_base(base)
     with quiet(), _complaints(base):
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False, **settings)
-        if dropout is not None:
-            for key, value in config.to_dict().items():
-                if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool):
-                    setattr(config, key, dropout)
+        for key, value in config.to_dict().items():
+            wish = training.attention_dropout if "attention" in key else training.dropout
+            if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool) and wish is not None:
+                setattr(config, key, wish)
         return auto_class.from_pretrained(
             folder,
             revision=revision,

@@ -18,17 +18,17 @@ from overnight.errors import Complaint, UserError
 from overnight.training.batches import bucket
 from overnight.training.device import OutOfMemory, is_out_of_memory
 from overnight.training.models import load_tokenizer, quiet
+from overnight.training.packing import Packed, Packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from overnight.problems.base import Facts, Prediction, Problem
+    from overnight.training.frozen import Features
 
 CARD = "overnight.json"
 TOKENS = {"cpu": 2048, "other": 32768}
 """Padded tokens of one batch: on a CPU what its caches like, elsewhere what keeps the device busy."""
-
-Features = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def forward(
     model: PreTrainedModel,
     rows: Any,
     *,
+    packed: Packed | None = None,
+    features: Features | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     each: Callable[[Any, dict[str, torch.Tensor]], None] | None = None,
 ) -> np.ndarray:
@@ -61,6 +63,8 @@ def forward(
 
     Args:
         rows: `TokenizedRows` or a list of features; anything with a length and items.
+        packed: the same model, packed; absent: it is packed here.
+        features: the rows' hidden states at the packed model's freeze line.
         precision: the context in which the model runs.
         each: is given the outputs and the batch of each step.
     """
@@ -71,14 +75,15 @@ def forward(
     budget = TOKENS.get(device.type, TOKENS["other"])
     waiting = bucket(lengths, budget)[::-1]
     logits: list[Any] = [None] * len(lengths)
+    packed = packed or Packed(model)
     training = model.training
-    model.eval()
+    packed.train(False)
 
     def attempt(batch: np.ndarray) -> np.ndarray | None:
         try:
-            tensors = to_device(collate(problem, model, rows, batch), device)
+            tensors, packing = prepare(problem, model, rows, batch, features)
             with precision():
-                outputs = model(**inputs(tensors))
+                outputs = packed(inputs(tensors), packing)
             found: np.ndarray = outputs.logits.float().cpu().numpy()
             if each is not None:
                 each(outputs, tensors)
@@ -101,13 +106,22 @@ def forward(
                 raise OutOfMemory(Complaint("model → max_length", rule))
             clear_device_cache()
             waiting = [half for rows_of in (*waiting, batch) for half in np.array_split(rows_of, min(2, len(rows_of)))]
-    model.train(training)
+    packed.train(training)
     return np.stack(logits)
 
 
 def collate(problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray) -> dict[str, torch.Tensor]:
     """The rows of one batch as padded tensors on the CPU."""
     return problem.collate([rows[i] for i in batch], getattr(model.config, "pad_token_id", None) or 0)
+
+
+def prepare(
+    problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray, features: Features | None
+) -> tuple[dict[str, torch.Tensor], Packing]:
+    """The rows of one batch as padded tensors, and how to pack them, on the model's device."""
+    tensors = collate(problem, model, rows, batch)
+    packing = Packing.of(tensors["attention_mask"], features.of(batch) if features else None)
+    return to_device(tensors, model.device), packing.to(model.device)
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -148,6 +162,7 @@ class Scorer:
         self.problem = problems.get(self.card.problem)
         self.tokenizer = load_tokenizer(str(folder))
         self.model = load_finished(self.problem, folder, self.card.facts)
+        self._packed = Packed(self.model)
 
     def predict_texts(self, rows: Sequence[Mapping[str, str]]) -> list[Prediction]:
         """Predictions in the order of `rows` (role → text each)."""
@@ -156,4 +171,4 @@ class Scorer:
         batch = {role: [row[role] for row in rows] for role in self.problem.text_roles}
         encoded = self.problem.encode(self.tokenizer, batch, self.card.facts, self.card.max_length)
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return self.problem.decode(forward(self.problem, self.model, features), self.card.facts)
+        return self.problem.decode(forward(self.problem, self.model, features, packed=self._packed), self.card.facts)

@@ -1,0 +1,213 @@
+"""One fine-tuning run: the engine against transformers' Trainer, on short texts (tweets) and long ones (news).
+
+    python -m bench.fit [--pairs 5] [--short 1200] [--long 160]
+
+Every side trains the same rows with the same batch size, steps, learning rates and number of threads, in a process of
+its own, one after another; pair i uses seed i. Reported are samples and real tokens (without padding) a second of
+training alone, and macro F1 on the same test rows.
+
+- trainer: the defaults of the text-classification example (dynamic padding, float32)
+- trainer, best effort: bf16 where the machine has it, rows grouped by length, fused AdamW, a dataloader worker
+- overnight: the engine, everything trained
+- overnight, frozen: the engine with the lower half of the layers frozen, as in the shipped configs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from bench import texts
+from bench.results import ratio, record
+
+RATE = {"full": 1.5e-4, "frozen": 3e-4}
+BATCH = 16
+TEST_ROWS = {128: 400, 512: 100}
+EPOCHS = 1.0
+SIDES = {
+    "trainer": "trainer",
+    "best": "trainer, best effort",
+    "full": "overnight",
+    "frozen": "overnight, frozen",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--short", type=int, default=1200, help="training rows of short texts; 0 leaves them out")
+    parser.add_argument("--long", type=int, default=160, help="training rows of long texts; 0 leaves them out")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(run_side(arguments.side, json.loads(arguments.job))))
+        return
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, rows in (("short", arguments.short), ("long", arguments.long)):
+            if rows:
+                table += compare(kind, rows, arguments.pairs, Path(folder))
+    notes = (
+        f"{arguments.pairs} pairs, batch size {BATCH}, {EPOCHS:g} epoch; macro F1: mean ± standard deviation over the "
+        "seeds. The frozen side's time includes the hidden states at the freeze line, which a search computes once."
+    )
+    header = ["texts", "side", "samples/s", "real tokens/s", "times trainer", "times best effort", "macro F1"]
+    record("fit", "One fine-tuning run", header, table, notes)
+
+
+def compare(kind: str, rows: int, pairs: int, folder: Path) -> list[list[str]]:
+    """Runs all sides in turn, `pairs` times; one table row a side."""
+    from overnight.training.models import resolve_base
+
+    paths = texts.sides(kind, folder)
+    base = resolve_base(texts.config(kind).model.base)
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for seed in range(pairs):
+        job = {"base": base, "max_length": texts.MAX_LENGTH[kind], "rows": rows, "seed": seed, "folder": str(folder)}
+        job |= {side: str(path) for side, path in paths.items()}
+        order = list(SIDES) if seed % 2 == 0 else list(reversed(SIDES))
+        for side in order:
+            command = [sys.executable, "-m", "bench.fit", "--side", side, "--job", json.dumps(job)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(kind, seed, side, found[side][-1], file=sys.stderr)
+    speeds = {side: [one["samples_per_second"] for one in runs] for side, runs in found.items()}
+    table = []
+    for side, name in SIDES.items():
+        scores = [one["macro_f1"] for one in found[side]]
+        spread = f" ± {stdev(scores):.3f}" if len(scores) > 1 else ""
+        tokens = median(one["tokens_per_second"] for one in found[side])
+        against = [ratio(speeds[side], speeds[peer]) if side in RATE else "" for peer in ("trainer", "best")]
+        speed = f"{median(speeds[side]):.1f}"
+        table.append([kind, name, speed, f"{tokens:,.0f}", *against, f"{mean(scores):.3f}{spread}"])
+    return table
+
+
+def run_side(side: str, job: dict[str, Any]) -> dict[str, Any]:
+    """In a process of its own: trains, scores the test rows; speed and macro F1."""
+    train = texts.frame(Path(job["train"]), job["rows"], job["seed"])
+    test = texts.frame(Path(job["test"]), TEST_ROWS[job["max_length"]])
+    facts = {"labels": sorted(texts.frame(Path(job["train"])).label.unique())}
+    with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
+        run = _ours if side in RATE else _trainer
+        return run(side, job, train, test, facts, Path(folder))
+
+
+def _ours(side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    from overnight.settings import Training
+    from overnight.training.fit import fit
+    from overnight.training.frozen import compute
+    from overnight.training.models import ModelReference
+    from overnight.training.predict import predict
+
+    rows = {
+        name: texts.tokenized(part, job["base"], facts, job["max_length"], folder / name)
+        for name, part in (("train", train), ("test", test), ("validation", test[:16]))
+    }
+    training = Training(
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=RATE[side],
+        warmup=0.1,
+        freeze_layers=3 if side == "frozen" else 0,
+        evaluations_per_epoch=1,
+        seed=job["seed"],
+    )
+    reference = ModelReference(job["base"])
+    sides = {name: rows[name] for name in ("train", "validation")}
+    began = time.perf_counter()
+    compute(texts.PROBLEM, reference, facts, training, sides, folder / "features")
+    beforehand = time.perf_counter() - began if training.freeze_layers else 0.0
+    result = fit(
+        texts.PROBLEM,
+        reference,
+        facts,
+        *sides.values(),
+        training,
+        folder=folder,
+        metric="macro_f1",
+        features=folder / "features",
+    )
+    samples = len(train) * EPOCHS
+    speed = samples / (samples / result["samples_per_second"] + beforehand)
+    logits = predict(texts.PROBLEM, folder / "best", rows["test"], facts)
+    metrics = texts.PROBLEM.metrics(test.label.tolist(), texts.PROBLEM.decode(logits, facts), facts)
+    return {
+        "samples_per_second": speed,
+        "tokens_per_second": speed * float(rows["train"].lengths.mean()),
+        "precision": result["precision"],
+        "macro_f1": metrics["macro_f1"],
+    }
+
+
+def _trainer(
+    side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    import datasets
+    import numpy as np
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+    from overnight.training.device import choose_precision
+    from overnight.training.models import quiet
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(job["base"])
+    codes = {label: code for code, label in enumerate(facts["labels"])}
+
+    def encode(rows: Any) -> datasets.Dataset:
+        table = datasets.Dataset.from_dict({"text": rows.text.tolist(), "labels": [codes[x] for x in rows.label]})
+        encoded = table.map(
+            lambda batch: tokenizer(batch["text"], truncation=True, max_length=job["max_length"]), batched=True
+        )
+        return encoded.remove_columns("text")
+
+    bf16 = choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "bf16"
+    options: dict[str, Any] = {}
+    if side == "best":
+        options = {"bf16": bf16, "train_sampling_strategy": "group_by_length", "dataloader_num_workers": 1}
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=64,
+        learning_rate=RATE["full"],
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        seed=job["seed"],
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(job["base"], num_labels=len(codes))
+    trainer = Trainer(model=model, args=arguments, train_dataset=encode(train), processing_class=tokenizer)
+    done = trainer.train()
+    guesses = np.argmax(trainer.predict(encode(test)).predictions, axis=-1)
+    from sklearn.metrics import f1_score
+
+    speed = done.metrics["train_samples_per_second"]
+    tokens = sum(len(row) for row in trainer.train_dataset["input_ids"]) / len(train)
+    score = f1_score([codes[x] for x in test.label], guesses, average="macro")
+    return {
+        "samples_per_second": speed,
+        "tokens_per_second": speed * tokens,
+        "precision": "bf16" if options.get("bf16") else "float32",
+        "macro_f1": float(score),
+    }
+
+
+if __name__ == "__main__":
+    main()

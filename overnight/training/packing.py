@@ -1,0 +1,335 @@
+"""Batches without padding: an encoder's layers see the tokens of a batch end to end, as one long row.
+
+    packed = Packed(model)
+    packing = Packing.of(batch["attention_mask"])
+    outputs = packed(batch, packing)          # as model(**batch), without the work on padding
+
+Padding is about half of all tokens in random batches of short texts. Here hidden states are packed where they enter the
+first layer and unpacked where they leave the last, and attention looks at each sequence by itself; what comes before
+(embeddings) and after (the head) is the model's own. Where the head reads the first token alone, as BERT's
+classification heads do, the last layer computes no other.
+
+Whether a model can be run so is found out by running it: once, on a small batch, against the padded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from overnight.training.layers import embeddings_of, layer_stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "overnight_packed"
+TOLERANCE = 1e-4
+"""Largest difference to the padded model, as a share of the largest output, that counts as rounding in float32."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the tokens of one padded batch (rows × longest) lie end to end."""
+
+    lengths: list[int]
+    """Tokens of each row."""
+    index: Tensor
+    """For each token its place in rows × longest."""
+    bounds: Tensor
+    """Where each row's tokens start; one more entry at the end (int32)."""
+    features: Tensor | None = None
+    """Hidden states (tokens × width) at the freeze line; present: what is below it is not computed."""
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, features: Tensor | None = None) -> Packing:
+        """From a mask on the CPU whose rows are ones, then zeros."""
+        lengths = attention_mask.sum(1)
+        index = attention_mask.reshape(-1).nonzero().squeeze(1)
+        bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        return cls(lengths.tolist(), index, bounds, features)
+
+    def to(self, device: torch.device) -> Packing:
+        features = None if self.features is None else self.features.to(device, non_blocking=True)
+        index, bounds = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.bounds))
+        return Packing(self.lengths, index, bounds, features)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(rows, longest, …) → (tokens, …)."""
+        return padded.flatten(0, 1).index_select(0, self.index)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(tokens, …) → (rows, longest, …), zero where there is no token."""
+        rows, longest = len(self.lengths), max(self.lengths)
+        empty = packed.new_zeros(rows * longest, *packed.shape[1:])
+        return empty.index_copy(0, self.index, packed).unflatten(0, (rows, longest))
+
+    def mask(self, device: torch.device) -> Tensor:
+        """True where there is a token (rows × longest)."""
+        lengths = self.bounds.diff()
+        return torch.arange(max(self.lengths), device=device) < lengths[:, None]
+
+
+class Packed:
+    """A model that is called with padded batches and works on their tokens alone, as far as it can be made to.
+
+    Args:
+        model: any model of transformers, on any device, in float32.
+        frozen: layers from the bottom that are not trained; with the embeddings they run as in evaluation, without
+            dropout, so that what they give for a row is always the same.
+
+    Attributes:
+        way: "first" (packed, the last layer for the first token of a row only), "all" (packed) or "padded".
+        takes_features: whether a `Packing` may bring the hidden states at the freeze line.
+    """
+
+    def __init__(self, model: PreTrainedModel, frozen: int = 0):
+        self.model, self.frozen = model, frozen
+        self.way, self.takes_features = "padded", False
+        self._embeddings, self._layers = embeddings_of(model), layer_stack(model)
+        self._skip = False
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            self._find_way()
+        self.train(training)
+
+    def __call__(self, batch: Mapping[str, Tensor], packing: Packing) -> Any:
+        """The model's outputs for a padded batch (without labels), both on its device."""
+        if self.way == "padded":
+            return self.model(**batch)
+        self._skip = packing.features is not None
+        given = {name: values for name, values in batch.items() if name != "attention_mask"}
+        return self.model(**given, packing=packing)
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode; what is frozen stays in the latter."""
+        self.model.train(mode)
+        if self.frozen:
+            for module in (self._embeddings, *self._layers[: self.frozen]):
+                if module is not None:
+                    module.eval()
+
+    def features(self, batch: Mapping[str, Tensor], packing: Packing) -> Tensor:
+        """Hidden states (tokens × width) at the freeze line, for batches to come; nothing above it is computed."""
+        found: list[Tensor] = []
+
+        def stop(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found.append(given[0] if given else named["hidden_states"])
+            raise _Enough
+
+        hook = self._layers[self.frozen].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self(batch, packing)
+        except _Enough:
+            pass
+        finally:
+            hook.remove()
+        return found[0].squeeze(0)
+
+    def _find_way(self) -> None:
+        """Sets `way` and `takes_features` to the fastest that give what the padded model gives."""
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        if not self._layers:
+            return
+        AttentionInterface.register(ATTENTION, packed_attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls that bring a mask
+        model, attention = self.model, self.model.config._attn_implementation
+        batch = _example(model)
+        packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
+        undo: list[Callable[[], None]] = []
+        try:
+            expected = model(**batch)
+            model.set_attn_implementation(ATTENTION)
+            for self.way in ("first", "all"):
+                undo = self._rewire()
+                if _same(self(batch, packing), expected, batch):
+                    self._try_features(batch, packing, expected)
+                    return
+                for step in undo:
+                    step()
+        except Exception:  # whatever a model does not take; it then runs as it is
+            for step in undo:
+                step()
+        self.way = "padded"
+        model.set_attn_implementation(attention)
+
+    def _rewire(self) -> list[Callable[[], None]]:
+        """Packs before the first layer, unpacks after the last; returns what undoes it."""
+        first, last = self._layers[0], self._layers[-1]
+        undo = [
+            first.register_forward_pre_hook(_enter, with_kwargs=True).remove,
+            last.register_forward_hook(_leave_first if self.way == "first" else _leave, with_kwargs=True).remove,
+        ]
+        if self.way == "first":
+            shorten = _first_token_only(last)
+            if shorten is not None:
+                last.forward = shorten
+                undo.append(lambda: delattr(last, "forward"))
+        return undo
+
+    def _try_features(self, batch: Mapping[str, Tensor], packing: Packing, expected: Any) -> None:
+        if self._embeddings is None or not 0 < self.frozen < len(self._layers):
+            return
+        features = self.features(batch, packing)
+        skipped = [self._embeddings, *self._layers[: self.frozen]]
+        self._embeddings.forward = self._embed_unless_skipped(self._embeddings.forward)
+        for layer in self._layers[: self.frozen]:
+            layer.forward = _pass_unless_needed(layer.forward)
+        try:
+            self.takes_features = _same(self(batch, replace(packing, features=features)), expected, batch)
+        finally:
+            if not self.takes_features:
+                for module in skipped:
+                    del module.forward
+
+    def _embed_unless_skipped(self, embed: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(*given: Any, **named: Any) -> Tensor:
+            if not self._skip:
+                return embed(*given, **named)
+            ids = given[0] if given else named["input_ids"]
+            return torch.zeros((1, 1, 1), device=ids.device).expand(*ids.shape, 1)
+
+        return forward
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention (1 × heads × tokens × size) of each sequence to itself; without a packing, as the mask says."""
+    if packing is None:
+        out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        return out.transpose(1, 2).contiguous(), None
+    if not query.is_cuda:
+        return _one_by_one(query, key, value, packing, dropout, scaling), None
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    if dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        lengths = (packing.bounds, packing.bounds, max(packing.lengths), max(packing.lengths))
+        found: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling)
+        return found.unsqueeze(0), None
+    return _padded(q, k, v, packing, dropout, scaling), None
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None
+) -> Tensor:
+    """A call a sequence: on a CPU faster than padding, since the kernel is not kept waiting by short calls."""
+    parts = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
+    own = [
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(own, dim=2).transpose(1, 2).contiguous()
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, scaling: float | None) -> Tensor:
+    """One call for all sequences (tokens × heads × size each), padded for it alone."""
+    q, k, v = (packing.pad(tensor).transpose(1, 2) for tensor in (q, k, v))
+    mask = packing.mask(q.device)[:, None, None]
+    out = scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+    return packing.pack(out.transpose(1, 2)).unsqueeze(0)
+
+
+def _enter(
+    layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    packing: Packing | None = named.get("packing")
+    if packing is None:
+        return None
+    padded = given[0] if given else named["hidden_states"]
+    packed = (packing.pack(padded) if packing.features is None else packing.features).unsqueeze(0)
+    return ((packed, *given[1:]), named) if given else (given, named | {"hidden_states": packed})
+
+
+def _leave(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    packing: Packing | None = named.get("packing")
+    return output if packing is None else packing.pad(output.squeeze(0))
+
+
+def _leave_first(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """(1 × tokens × width), or (1 × rows × width) from a layer of first tokens, → (rows × 1 × width)."""
+    packing: Packing | None = named.get("packing")
+    if packing is None:
+        return output
+    found = output.squeeze(0)
+    return (found if len(found) == len(packing.lengths) else found.index_select(0, packing.bounds[:-1])).unsqueeze(1)
+
+
+def _pass_unless_needed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def passing(hidden: Tensor, *given: Any, packing: Packing | None = None, **named: Any) -> Tensor:
+        if packing is not None and packing.features is not None:
+            return hidden
+        return forward(hidden, *given, packing=packing, **named)
+
+    return passing
+
+
+def _first_token_only(layer: Any) -> Callable[..., Tensor] | None:
+    """A layer of the BERT kind, computed for the first token of each sequence only; None for other kinds.
+
+    The first token attends to all; its own projection, output and feed-forward are one row in place of all tokens.
+    """
+    try:
+        attention = layer.attention.self
+        query, key, value = attention.query, attention.key, attention.value
+        size, forward = attention.attention_head_size, layer.forward
+    except AttributeError:
+        return None
+
+    def short(hidden: Tensor, *given: Any, packing: Packing | None = None, **named: Any) -> Tensor:
+        if packing is None:
+            return forward(hidden, *given, **named)
+        tokens = hidden.squeeze(0)
+        first = tokens.index_select(0, packing.bounds[:-1])
+        q = query(first).unflatten(-1, (1, -1, size)).transpose(1, 2)
+        k, v = (packing.pad(part(tokens)).unflatten(-1, (-1, size)).transpose(1, 2) for part in (key, value))
+        mask = packing.mask(hidden.device)[:, None, None]
+        dropout = attention.dropout.p if layer.training else 0.0
+        out = scaled_dot_product_attention(q, k, v, mask, dropout, scale=attention.scaling)
+        attended = layer.attention.output(out.transpose(1, 2).flatten(1), first)
+        return layer.output(layer.intermediate(attended), attended).unsqueeze(0)
+
+    return short
+
+
+def _example(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A small padded batch of two rows."""
+    lengths = torch.tensor([[9], [5]])
+    mask = (torch.arange(9) < lengths).long()
+    ids = (torch.arange(18).reshape(2, 9) * 7 + 11) % model.config.vocab_size
+    ids = torch.where(mask.bool(), ids, getattr(model.config, "pad_token_id", None) or 0)
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+def _same(outputs: Any, expected: Any, batch: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors of two outputs agree up to rounding where there are tokens."""
+    mask = batch["attention_mask"]
+
+    def agree(a: Any, b: Any) -> bool:
+        if not isinstance(a, Tensor) or a.shape != b.shape:
+            return False
+        if a.shape[:2] == mask.shape:
+            a, b = a[mask.bool()], b[mask.bool()]
+        return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+
+    found, wanted = outputs.to_tuple(), expected.to_tuple()
+    return len(found) == len(wanted) > 0 and all(map(agree, found, wanted))

@@ -1,0 +1,191 @@
+"""Packed against padded: the same outputs and gradients, from every kind of model that can be packed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from overnight import problems
+from overnight.settings import Training
+from overnight.training import data
+from overnight.training.dropout import CheapDropout, use_cheap_dropout
+from overnight.training.files import forget
+from overnight.training.fit import fit
+from overnight.training.frozen import Features, compute
+from overnight.training.layers import freeze
+from overnight.training.models import ModelReference, load_tokenizer
+from overnight.training.packing import Packed, Packing, _one_by_one, _padded
+
+PROBLEM = problems.get("sequence-classification")
+SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
+BERT = SIZES | {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+DISTIL = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0}
+DISTIL |= {"seq_classif_dropout": 0.0}
+MODELS = {
+    "bert": (lambda: BertForSequenceClassification(BertConfig(**BERT)), "first"),
+    "roberta": (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), "first"),
+    "electra": (lambda: ElectraForSequenceClassification(ElectraConfig(**BERT, embedding_size=8)), "first"),
+    "distilbert": (lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL)), "first"),
+    "tokens": (lambda: BertForTokenClassification(BertConfig(**BERT)), "all"),
+    "deberta": (lambda: DebertaV2ForSequenceClassification(DebertaV2Config(**BERT)), "padded"),
+}
+
+
+def batch_of(model, lengths=(9, 3, 6, 6, 1)):
+    longest = max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(5, 60, mask.shape, generator=torch.Generator().manual_seed(3))
+    return {"input_ids": torch.where(mask.bool(), ids, model.config.pad_token_id or 0), "attention_mask": mask}
+
+
+def gradients(model, logits, mask):
+    """Of a loss that every logit of a token takes part in."""
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    if logits.ndim == 3:
+        weights = weights * mask[:, :, None]
+    model.zero_grad()
+    (logits * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(found, expected):
+    """Largest difference relative to the largest value, over all tensors."""
+    assert found.keys() == expected.keys()
+    scale = max(float(value.abs().max()) for value in expected.values())
+    return max(float((found[name] - value).abs().max()) for name, value in expected.items()) / scale
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_equals_padded(kind):
+    """Logits and the gradients of all weights, to 1e-5; what cannot be packed is found out and run as it is."""
+    torch.manual_seed(1)
+    build, way = MODELS[kind]
+    model = build().train()
+    batch = batch_of(model)
+    plain = model(**batch).logits
+    expected = gradients(model, plain, batch["attention_mask"])
+    packed = Packed(model)
+    assert packed.way == way and model.training
+    logits = packed(batch, Packing.of(batch["attention_mask"])).logits
+    if logits.ndim == 3:
+        plain, logits = (values * batch["attention_mask"][:, :, None] for values in (plain, logits))
+    assert torch.allclose(logits, plain, rtol=1e-5, atol=1e-6)
+    assert (
+        worst(
+            gradients(model, packed(batch, Packing.of(batch["attention_mask"])).logits, batch["attention_mask"]),
+            expected,
+        )
+        < 1e-5
+    )
+    assert torch.allclose(model(**batch).logits, model(**batch).logits), "the model itself still takes padded batches"
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_features_stand_for_the_frozen_layers(kind):
+    """From the hidden states at the freeze line: the same logits and gradients as from the first layer."""
+    torch.manual_seed(1)
+    model = MODELS[kind][0]().train()
+    freeze(model, 2, False)
+    packed = Packed(model, 2)
+    assert packed.takes_features
+    batch = batch_of(model)
+    packing = Packing.of(batch["attention_mask"])
+    whole = gradients(model, packed(batch, packing).logits, None)
+    assert not [name for name in whole if ".0." in name or ".1." in name or "embeddings" in name]
+    features = packed.features(batch, packing).detach()
+    short = gradients(model, packed(batch, dataclasses.replace(packing, features=features)).logits, None)
+    assert worst(short, whole) < 1e-6
+
+
+def test_frozen_layers_have_no_dropout():
+    """What is below the freeze line gives the same each time, in training too; what is above it does not."""
+    model = BertForSequenceClassification(BertConfig(**BERT | {"hidden_dropout_prob": 0.5})).train()
+    packed = Packed(model, 2)
+    packed.train()
+    batch = batch_of(model)
+    packing = Packing.of(batch["attention_mask"])
+    assert torch.equal(packed.features(batch, packing), packed.features(batch, packing))
+    assert not torch.equal(packed(batch, packing).logits, packed(batch, packing).logits)
+
+
+def test_attention_arrangements_agree():
+    """One call a sequence and one padded call: the same output and gradients."""
+    lengths = torch.tensor([4, 7, 1])
+    mask = (torch.arange(7) < lengths[:, None]).long()
+    packing = Packing.of(mask)
+    q, k, v = (torch.randn(1, 2, 12, 8, requires_grad=True) for _ in range(3))
+    own = _one_by_one(q, k, v, packing, 0.0, 0.3)
+    flat = [tensor.squeeze(0).transpose(0, 1) for tensor in (q, k, v)]
+    padded = _padded(*flat, packing, 0.0, 0.3)
+    assert torch.allclose(own, padded, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad((x * x).sum(), (q, k, v)) for x in (own, padded)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_cheap_dropout_is_dropout():
+    """The share dropped, the scale of what is kept, the gradient; nothing in evaluation; the same for a seed."""
+    drop, x = CheapDropout(0.1).train(), torch.ones(401, 997, requires_grad=True)
+    torch.manual_seed(2)
+    out = drop(x)
+    dropped = float((out == 0).float().mean())
+    assert abs(dropped - 0.1) < 0.003, "five standard deviations of 400,000 draws"
+    assert torch.allclose(out[out > 0], torch.tensor(1 / 0.9))
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+    torch.manual_seed(2)
+    assert torch.equal(drop(x), out)
+    assert drop.eval()(x) is x
+    model = BertForSequenceClassification(BertConfig(**BERT))
+    use_cheap_dropout(model)
+    assert not [m for m in model.modules() if type(m) is torch.nn.Dropout]
+
+
+def test_run_with_features_is_the_run_without(tmp_path, tiny_model, tiny_rows):
+    """Computed beforehand or as they are needed, the frozen layers' part of a run is the same."""
+    columns = tiny_rows.to_dict("list")
+    facts = PROBLEM.facts(columns)
+    tokenizer = load_tokenizer(str(tiny_model))
+    rows = {
+        side: data.write(
+            tmp_path / side, [PROBLEM.encode(tokenizer, {k: v[part] for k, v in columns.items()}, facts, 32)], {}
+        )
+        for side, part in (("train", slice(0, 96)), ("validation", slice(96, 160)))
+    }
+    training = Training(epochs=2, batch_size=16, learning_rate=3e-3, freeze_layers=1)
+    reference = ModelReference(str(tiny_model))
+    written = compute(PROBLEM, reference, facts, training, rows, tmp_path / "features")
+    assert written["sides"] == ["train", "validation"]
+    results = {}
+    for features in (None, tmp_path / "features"):
+        folder = tmp_path / "run"
+        forget(folder)
+        result = fit(
+            PROBLEM, reference, facts, *rows.values(), training, folder=folder, metric="macro_f1", features=features
+        )
+        results[features is None] = [result["value"], result["metrics"]["accuracy"], result["steps"]]
+    assert results[True] == pytest.approx(results[False], abs=0.02)
+    assert Features.open(tmp_path / "features", "train", rows["validation"]) is None, "features of other rows"
+    none = compute(PROBLEM, reference, facts, Training(), rows, tmp_path / "none")
+    assert none["sides"] == [], "nothing is frozen"
