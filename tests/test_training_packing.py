@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 
 import pytest
 import torch
@@ -162,18 +164,27 @@ def test_cheap_dropout_is_dropout():
     assert not [m for m in model.modules() if type(m) is torch.nn.Dropout]
 
 
-def test_run_with_features_is_the_run_without(tmp_path, tiny_model, tiny_rows):
-    """Computed beforehand or as they are needed, the frozen layers' part of a run is the same."""
+@pytest.fixture
+def rows(tmp_path, tiny_model, tiny_rows):
+    """Tokenized rows of two sides, and their facts."""
     columns = tiny_rows.to_dict("list")
     facts = PROBLEM.facts(columns)
     tokenizer = load_tokenizer(str(tiny_model))
-    rows = {
+    return facts, {
         side: data.write(
             tmp_path / side, [PROBLEM.encode(tokenizer, {k: v[part] for k, v in columns.items()}, facts, 32)], {}
         )
         for side, part in (("train", slice(0, 96)), ("validation", slice(96, 160)))
     }
-    training = Training(epochs=2, batch_size=16, learning_rate=3e-3, freeze_layers=1)
+
+
+FROZEN = Training(epochs=2, batch_size=16, learning_rate=3e-3, freeze_layers=1)
+
+
+def test_run_with_features_is_the_run_without(tmp_path, tiny_model, rows):
+    """Computed beforehand or as they are needed, the frozen layers' part of a run is the same."""
+    facts, rows = rows
+    training = FROZEN
     reference = ModelReference(str(tiny_model))
     written = compute(PROBLEM, reference, facts, training, rows, tmp_path / "features")
     assert written["sides"] == ["train", "validation"]
@@ -189,3 +200,15 @@ def test_run_with_features_is_the_run_without(tmp_path, tiny_model, tiny_rows):
     assert Features.open(tmp_path / "features", "train", rows["validation"]) is None, "features of other rows"
     none = compute(PROBLEM, reference, facts, Training(), rows, tmp_path / "none")
     assert none["sides"] == [], "nothing is frozen"
+
+
+def test_full_disk_leaves_features_to_the_trials(tmp_path, tiny_model, rows, monkeypatch):
+    """Hidden states that do not fit are not written, and nothing fails for it."""
+    facts, rows = rows
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    written = compute(PROBLEM, ModelReference(str(tiny_model)), facts, FROZEN, rows, tmp_path / "features")
+    assert written == {"sides": [], "bytes": 0} and not list((tmp_path / "features").iterdir())

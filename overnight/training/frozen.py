@@ -86,6 +86,11 @@ def compute(
         path = folder / f"{side}.npy"
         temporary = path.with_suffix(".new")
         values = open_memmap(temporary, mode="w+", dtype=np.float32, shape=(tokens[side], width))
+        try:
+            _reserve(temporary)
+        except OSError:  # the disk filled up meanwhile
+            temporary.unlink()
+            return written
         ends = np.cumsum(rows.lengths)
         with torch.inference_mode():
             for batch in bucket(rows.lengths, 2048):
@@ -96,4 +101,12 @@ def compute(
         values.flush()
         os.replace(temporary, path)
         written["sides"].append(side)
-    return written | {"bytes": size}
+        written["bytes"] += 4 * width * tokens[side]
+    return written
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk space of a file that was made with holes: to fill one on a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
