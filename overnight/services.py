@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,8 @@ from overnight.home import Home, read_json, redact, write_json
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
+
+_leaving: list[Callable[[], None]] = []
 
 
 def quiet_environment() -> dict[str, str]:
@@ -87,13 +90,22 @@ def prefect_server(home: Home, meanwhile: Callable[[], object] = lambda: None) -
         fcntl.flock(starting, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
         os.environ["PREFECT_HOME"] = str(folder)
+        leave = partial(_leave, folder, users, starting)
+        _leaving.append(leave)
         try:
             api = _running(folder) or _start(home, folder, meanwhile)
             os.environ["PREFECT_API_URL"] = api
             fcntl.flock(starting, fcntl.LOCK_UN)
             yield api
         finally:
-            _leave(folder, users, starting)
+            _leaving.remove(leave)
+            leave()
+
+
+def leave_servers() -> None:
+    """Leaves the servers that this process uses, for one that cannot leave its blocks any more."""
+    for leave in list(_leaving):
+        leave()
 
 
 def _leave(folder: Path, users: IO[str], starting: IO[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -99,7 +101,10 @@ class Command:
     def wait(self, seconds: float = 240) -> int | None:
         """The exit code."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"still running: {self.stderr}"
+        if self._process.exitcode is None:
+            self.signal(signal.SIGUSR1)  # where its threads are, into standard error
+            self._process.join(2)
+            raise AssertionError(f"still running: {self.stderr}")
         return self._process.exitcode
 
     def until(self, said: str) -> Command:
@@ -124,6 +129,7 @@ def _command(arguments: list[str], environment: dict[str, str], folder: Path, ou
 
     from overnight.cli import run
 
+    faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)
     refresh_global_settings_context()  # Prefect read its settings when it was imported
     code = run(arguments)
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,3 +129,36 @@ def test_ui_ends_its_servers_when_it_is_told_to(tmp_path):
     for link in links:
         with pytest.raises(OSError):
             urllib.request.urlopen(link, timeout=5)
+
+
+HANG = """
+import sys, time
+from overnight import cli
+from overnight.home import Home
+from overnight.services import prefect_server
+
+cli.PATIENCE = 1.0
+cli._interruptible()
+with prefect_server(Home.from_environment()) as api:
+    print(api, flush=True)
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("stuck", flush=True)
+"""
+
+
+def test_interrupted_command_that_hangs_is_ended(tmp_path):
+    """Whatever a library makes of an interrupt: exit 130 after a while, and the server is not left behind."""
+    environment = os.environ | {"OVERNIGHT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", HANG], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        api = process.stdout.readline().strip()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stdout.read().strip() == "stuck" and "interrupted" in process.stderr.read()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(api + "/health", timeout=5)

@@ -7,10 +7,13 @@ Exit codes: 0 done (promoted, kept or skipped), 2 the user's input, 3 the data w
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from importlib import import_module
 
@@ -19,9 +22,12 @@ import typer
 from overnight import __version__
 from overnight.errors import OvernightError
 from overnight.home import Home
-from overnight.services import set_quiet_environment
+from overnight.processes import end_children
+from overnight.services import leave_servers, set_quiet_environment
 
 INTERRUPTED = 130
+PATIENCE = 30.0
+"""Seconds an interrupted command has to end by itself."""
 FULL = 2_000_000
 """Bytes: with fewer left on the home's disk, that is what a failure is about."""
 
@@ -74,16 +80,31 @@ def run(arguments: list[str]) -> int:
 
 
 def _interruptible() -> list[int]:
-    """Makes SIGTERM, which whoever stops a service sends, end a command as ctrl-c does; lists the signals that came."""
+    """Makes SIGTERM, which whoever stops a service sends, end a command as ctrl-c does; lists the signals that came.
+
+    An interrupt can fall between the taking of a library's lock and the block that gives it back, and then everything
+    waits for ever. So a command that does not end by itself is ended; what a night has done is on the disk.
+    """
     came: list[int] = []
+    asked = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
         came.append(number)
+        asked.set()
         raise KeyboardInterrupt
+
+    def end() -> None:
+        asked.wait()
+        time.sleep(PATIENCE)
+        end_children()
+        leave_servers()
+        os.write(2, b"interrupted; run it again to continue\n")
+        os._exit(INTERRUPTED)
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as shells do for jobs in the background
     for number in (signal.SIGTERM,) if ignored else (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    threading.Thread(target=end, daemon=True, name="interrupt").start()
     return came
 
 
