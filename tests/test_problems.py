@@ -74,11 +74,12 @@ class TestContract:
 
     def test_predictions_and_metrics(self, parts, name, tiny_model):
         """Predictions are JSON; metrics are numbers under the promised names, the default one among them."""
+        from overnight.training.packing import Packed
         from overnight.training.predict import forward
 
         problem, facts, rows = parts
         model = problem.load_model(str(tiny_model), facts, Training())
-        predictions = problem.decode(forward(problem, model, rows), facts)
+        predictions = problem.decode(forward(problem, Packed(model), rows), facts)
         json.dumps(predictions)
         metrics = problem.metrics(problem.targets(rows, facts), predictions, facts)
         assert len(predictions) == len(rows)

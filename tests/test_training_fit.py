@@ -18,6 +18,7 @@ from overnight.training import data
 from overnight.training.device import OutOfMemory
 from overnight.training.fit import TrainingDiverged, fit
 from overnight.training.models import ModelReference, load_tokenizer
+from overnight.training.packing import Packed
 from overnight.training.predict import Card, Scorer, finish_model_folder, forward, predict
 
 PROBLEM = problems.get("sequence-classification")
@@ -342,7 +343,8 @@ def test_wrong_input(run, rows, tiny_model):
 def test_logits_come_in_the_order_of_the_rows(rows, tiny_model):
     """Sorting by length inside is not seen outside, and padding changes no logits."""
     model = PROBLEM.load_model(str(tiny_model), rows["facts"], SHORT)
-    together = forward(PROBLEM, model, rows["few"])
-    alone = np.concatenate([forward(PROBLEM, model, [rows["few"][i]]) for i in range(10)])
+    packed = Packed(model)
+    together = forward(PROBLEM, packed, rows["few"])
+    alone = np.concatenate([forward(PROBLEM, packed, [rows["few"][i]]) for i in range(10)])
     np.testing.assert_allclose(together[:10], alone, atol=1e-5)
     assert model.training is False

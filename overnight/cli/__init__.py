@@ -27,7 +27,7 @@ from overnight.services import leave_servers, set_quiet_environment
 
 INTERRUPTED = 130
 PATIENCE = 30.0
-"""Seconds an interrupted command has to end by itself."""
+"""Seconds that an interrupted command has to end by itself."""
 FULL = 2_000_000
 """Bytes: with fewer left on the home's disk, that is what a failure is about."""
 
@@ -98,8 +98,7 @@ def _interruptible() -> list[int]:
         time.sleep(PATIENCE)
         end_children()
         leave_servers()
-        os.write(2, b"interrupted; run it again to continue\n")
-        os._exit(INTERRUPTED)
+        os._exit(_interrupted())
 
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as shells do for jobs in the background
     for number in (signal.SIGTERM,) if ignored else (signal.SIGINT, signal.SIGTERM):

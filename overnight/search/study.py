@@ -65,13 +65,11 @@ class Study:
             load_if_exists=True,
             pruner=_pruner(search, evaluations),
         )
-        # a fixed seed would draw the start-up points of a continued study, or of last night's, a second time
-        drawn = sum(s.n_trials for s in self._summaries() if s.user_attrs.get(STUDY_OF, model) == model)
-        self._study.sampler = _sampler(search, seed=search.seed + drawn)
         if name not in known:
             self._study.set_user_attr(STUDY_OF, model)
             self._enqueue_earlier(model, known)
         self._to_continue: list[int] = []
+        self._seeded = False
 
     def continue_running(self) -> None:
         """Hands out again the trials that a killed night left running; only the one who holds the night may ask so."""
@@ -91,6 +89,11 @@ class Study:
         if self._to_continue:
             frozen = self._study.trials[self._to_continue.pop(0)]
             return Ask(frozen.number, dict(frozen.params))
+        if not self._seeded:  # not at the start: the trials open the study too, and only report
+            # a fixed seed would draw the start-up points of a continued study, or of last night's, a second time
+            drawn = sum(s.n_trials for s in self._summaries() if s.user_attrs.get(STUDY_OF) == self._model)
+            self._study.sampler = _sampler(self.search, seed=self.search.seed + drawn)
+            self._seeded = True
         trial = self._study.ask(_distributions(self.search))
         return Ask(trial.number, dict(trial.params))
 

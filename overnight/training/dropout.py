@@ -1,4 +1,4 @@
-"""Dropout that costs a CPU an eighth of torch's: sixteen random bits a value instead of a whole random number."""
+"""Dropout that costs a CPU a quarter of torch's: sixteen random bits a value instead of a whole random number."""
 
 from __future__ import annotations
 

@@ -292,9 +292,8 @@ class Run:
 
         logits = forward(
             problem,
-            self.model,
+            self.packed,
             self.validation,
-            packed=self.packed,
             features=self.validation_features,
             precision=self.accelerator.autocast,
             each=add,

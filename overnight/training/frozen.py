@@ -54,6 +54,13 @@ class Features:
         parts = [self._values[self._starts[row] : self._ends[row]] for row in rows]
         return torch.from_numpy(np.concatenate(parts))
 
+    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Writes those of some rows, end to end."""
+        done = 0
+        for row in rows:
+            start, end = self._starts[row], self._ends[row]
+            self._values[start:end] = values[done : (done := done + end - start)]
+
 
 def compute(
     problem: Problem,
@@ -67,7 +74,9 @@ def compute(
 
     None are written when nothing is frozen, the model cannot be cut at the freeze line, or the disk is too full.
     """
-    from overnight.training.predict import inputs, prepare
+    from accelerate import Accelerator
+
+    from overnight.training.predict import TOKENS, inputs, prepare
 
     written: dict[str, Any] = {"sides": [], "bytes": 0}
     if not training.freeze_layers:
@@ -81,6 +90,7 @@ def compute(
     size = 4 * width * sum(tokens.values())
     if not packed.takes_features or size > SHARE_OF_DISK * shutil.disk_usage(folder).free:
         return written
+    model.to(Accelerator().device)
     packed.train(False)
     for side, rows in sides.items():
         path = folder / f"{side}.npy"
@@ -91,13 +101,11 @@ def compute(
         except OSError:  # the disk filled up meanwhile
             temporary.unlink()
             return written
-        ends = np.cumsum(rows.lengths)
+        found = Features(values, rows)
         with torch.inference_mode():
-            for batch in bucket(rows.lengths, 2048):
+            for batch in bucket(rows.lengths, TOKENS.get(model.device.type, TOKENS["other"])):
                 tensors, packing = prepare(problem, model, rows, batch, None)
-                found = packed.features(inputs(tensors), packing).numpy()
-                for row, own in zip(batch, np.split(found, np.cumsum(packing.lengths)[:-1]), strict=True):
-                    values[ends[row] - len(own) : ends[row]] = own
+                found.put(batch, packed.features(inputs(tensors), packing).cpu().numpy())
         values.flush()
         os.replace(temporary, path)
         written["sides"].append(side)

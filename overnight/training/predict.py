@@ -51,10 +51,9 @@ def finish_model_folder(folder: str | Path, card: Card, base: str, revision: str
 
 def forward(
     problem: Problem,
-    model: PreTrainedModel,
+    packed: Packed,
     rows: Any,
     *,
-    packed: Packed | None = None,
     features: Features | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     each: Callable[[Any, dict[str, torch.Tensor]], None] | None = None,
@@ -63,7 +62,6 @@ def forward(
 
     Args:
         rows: `TokenizedRows` or a list of features; anything with a length and items.
-        packed: the same model, packed; absent: it is packed here.
         features: the rows' hidden states at the packed model's freeze line.
         precision: the context in which the model runs.
         each: is given the outputs and the batch of each step.
@@ -71,11 +69,10 @@ def forward(
     lengths = getattr(rows, "lengths", None)
     if lengths is None:
         lengths = np.array([len(row["input_ids"]) for row in rows])
-    device = next(model.parameters()).device
-    budget = TOKENS.get(device.type, TOKENS["other"])
+    model = packed.model
+    budget = TOKENS.get(model.device.type, TOKENS["other"])
     waiting = bucket(lengths, budget)[::-1]
     logits: list[Any] = [None] * len(lengths)
-    packed = packed or Packed(model)
     training = model.training
     packed.train(False)
 
@@ -133,13 +130,15 @@ def inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> PreTrainedModel:
+def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> Packed:
     """The fine-tuned model of a folder, on the best device of this machine, ready to predict."""
     from accelerate import Accelerator
 
     from overnight.settings import Training
 
-    return problem.load_model(str(folder), facts, Training()).eval().to(Accelerator().device)
+    packed = Packed(problem.load_model(str(folder), facts, Training()).eval())
+    packed.model.to(Accelerator().device)
+    return packed
 
 
 def predict(problem: Problem, model_folder: str | Path, rows: Any, facts: Facts) -> np.ndarray:
@@ -162,7 +161,6 @@ class Scorer:
         self.problem = problems.get(self.card.problem)
         self.tokenizer = load_tokenizer(str(folder))
         self.model = load_finished(self.problem, folder, self.card.facts)
-        self._packed = Packed(self.model)
 
     def predict_texts(self, rows: Sequence[Mapping[str, str]]) -> list[Prediction]:
         """Predictions in the order of `rows` (role → text each)."""
@@ -171,4 +169,4 @@ class Scorer:
         batch = {role: [row[role] for row in rows] for role in self.problem.text_roles}
         encoded = self.problem.encode(self.tokenizer, batch, self.card.facts, self.card.max_length)
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return self.problem.decode(forward(self.problem, self.model, features, packed=self._packed), self.card.facts)
+        return self.problem.decode(forward(self.problem, self.model, features), self.card.facts)
