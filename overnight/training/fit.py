@@ -19,7 +19,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from overnight.errors import Complaint, OvernightError
 from overnight.training.batches import Plan
-from overnight.training.device import OutOfMemory, is_out_of_memory, make_accelerator, peak_memory_mb
+from overnight.training.device import OutOfMemory, is_out_of_memory, keep_freed_memory, make_accelerator, peak_memory_mb
 from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
 from overnight.training.frozen import Features
@@ -117,6 +117,7 @@ class Run:
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.packed = Packed(self.model, training.freeze_layers)
         if self.device.type == "cpu":
+            keep_freed_memory()
             use_cheap_dropout(self.model)
         self.model.to(self.device)
         self.packed.train()
