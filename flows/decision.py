@@ -77,7 +77,7 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
             metric,
             config.evaluation,
             config.data.slices,
-            cores(),
+            len(cores()),
         )
         ours, champion = {"trial": found["best"], "evaluation": judged["candidate"]}, judged["champion"]
         night.update(candidate=ours, champion=champion, comparison=judged["comparison"])

@@ -65,7 +65,7 @@ def _machine(home: Home) -> Iterator[Finding]:
     from overnight.training.device import choose_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cores()} cores"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{len(cores())} cores"
     yield Finding("good", "device", f"{device.type} ({name}), {choose_precision('auto', device)}")
 
 

@@ -13,7 +13,8 @@ from overnight.config import Config
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
 from overnight.nights import DECIDED, night_records
-from overnight.processes import cores, run_child
+from overnight.processes import run_child
+from overnight.search.places import Places, look_around, this_machine
 
 MEASURE_SECONDS = 8.0
 MEASURE_ROWS = 2000
@@ -34,9 +35,12 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
     rows = read_rows(config.data, config.problem, folder / "data", where)
     train = round(rows.rows * (1 - config.split.test - config.split.validation))
     last = _last_speed(home, config)
-    speed = last or float(run_child(measure_speed, folder / "speed", cores(), config=config, rows=rows.path)["speed"])
+    machine = this_machine(run_child(look_around, folder / "machine", 1))
+    places = Places(machine, config.search.parallel, trials=config.search.wanted, devices=config.training.devices)
+    share = places.all[0].threads
+    speed = last or float(run_child(measure_speed, folder / "speed", share, config=config, rows=rows.path)["speed"])
     trial = train * config.training.epochs / speed
-    search = config.search.wanted * trial / config.search.parallel
+    search = config.search.wanted * trial / len(places.all)
     if config.search.minutes:
         search = min(search, 60 * config.search.minutes)
     weights = _weights(config)
@@ -57,7 +61,7 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
         "labels": ", ".join(f"{label} {count:,}" for label, count in rows.labels.items()),
         "speed": f"{speed:.0f} samples/s (from {facts['speed_from']})",
         "trials": f"{config.search.wanted}, each at most {trial / 60:.1f} min; bad ones are pruned",
-        "search": f"at most {search / 60:.1f} min",
+        "search": f"at most {search / 60:.1f} min; {places}",
         "disk": f"{facts['registered_mb']:,} MB for the version, up to {facts['peak_mb']:,} MB while searching",
         "gate": f"{config.promotion.mode}, floor {config.promotion.floor:g}, gain {config.promotion.min_gain:g}",
     }

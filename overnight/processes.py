@@ -27,6 +27,7 @@ from overnight.home import read_json, write_json
 RESULT, ERROR, LOG = "result.json", "error.json", "worker.log"
 
 PRELOAD = ["overnight.warm"]
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 _children: set[Child] = set()
 _refused = threading.Event()
@@ -40,6 +41,7 @@ class Child:
         folder: where log, result and error are written; an old error there is removed.
         threads: cores that the child's matrix products use.
         cores: processor numbers to pin the child to; None leaves it free.
+        gpus: those of the visible GPUs that the child sees; empty: all.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Child:
         folder: Path,
         threads: int,
         cores: Sequence[int] | None = None,
+        gpus: Sequence[int] = (),
         **arguments: Any,
     ):
         if _refused.is_set():  # a thread that was on its way here when the night was interrupted
@@ -57,7 +60,9 @@ class Child:
         (folder / ERROR).unlink(missing_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        self._process = context.Process(target=_child_main, args=(function, str(folder), threads, cores, arguments))
+        self._process = context.Process(
+            target=_child_main, args=(function, str(folder), threads, cores, gpus, arguments)
+        )
         self._process.start()
         _children.add(self)
         if _refused.is_set():
@@ -105,9 +110,9 @@ class Child:
         raise errors.NightFailed(errors.Complaint(str(self.folder / LOG), "the process ended before its work", how))
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores() -> tuple[int, ...]:
+    """Numbers of the processor cores that this process may use."""
+    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def warm_up() -> None:
@@ -145,31 +150,41 @@ def _child_main(
     folder: str,
     threads: int,
     cores: Sequence[int] | None,
+    gpus: Sequence[int],
     arguments: dict[str, Any],
 ) -> None:
     os.setsid()  # a terminal's ctrl-c is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     _redirect_output(Path(folder) / LOG)
     if cores:
         os.sched_setaffinity(0, cores)
+    if gpus:  # before CUDA is woken, which looks only once
+        visible = os.environ.get(VISIBLE, "").split(",")
+        os.environ[VISIBLE] = ",".join(visible[gpu] if visible != [""] else str(gpu) for gpu in gpus)
     import torch
 
     torch.set_num_threads(threads)
     try:
         write_json(Path(folder) / RESULT, function(Path(folder), **arguments))
     except Exception as error:
-        traceback.print_exc()
-        complaints = (
-            [c.__dict__ for c in error.complaints]
-            if isinstance(error, errors.OvernightError)
-            else [{"where": str(Path(folder) / LOG), "rule": f"{type(error).__name__}: {error}"}]
-        )
-        kinds = [c.__name__ for c in type(error).__mro__ if hasattr(errors, c.__name__)]
-        write_json(Path(folder) / ERROR, {"kind": kinds[0] if kinds else "NightFailed", "complaints": complaints})
+        write_error(Path(folder), error)
         sys.exit(1)
 
 
-def _die_with_parent() -> None:
+def write_error(folder: Path, error: Exception) -> None:
+    """From within a handler: leaves the error for `Child.outcome` to raise, and its traceback in the log."""
+    traceback.print_exc()
+    complaints = (
+        [c.__dict__ for c in error.complaints]
+        if isinstance(error, errors.OvernightError)
+        else [{"where": str(folder / LOG), "rule": f"{type(error).__name__}: {error}"}]
+    )
+    kinds = [c.__name__ for c in type(error).__mro__ if hasattr(errors, c.__name__)]
+    write_json(folder / ERROR, {"kind": kinds[0] if kinds else "NightFailed", "complaints": complaints})
+
+
+def die_with_parent() -> None:
+    """For a thread: ends this process's group when its parent is gone."""
     # the parent of a forked child is the fork server, which outlives a killed night: wait for the night itself
     parent = multiprocessing.parent_process()
     if parent is not None:

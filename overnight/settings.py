@@ -90,6 +90,9 @@ class Training:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
+    devices: AtLeastOne = 1
+    """GPUs that train one model together, each with its share of a step's rows; without GPUs, processes."""
+
     evaluations_per_epoch: AtLeastOne = 2
     """Evaluations on the validation rows in each epoch: the moments at which a trial can be pruned."""
 

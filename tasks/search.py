@@ -18,6 +18,7 @@ from overnight.home import Home
 from overnight.processes import accept_children, cores, end_children, run_child
 from overnight.progress import emit
 from overnight.report import trials_rows
+from overnight.search.places import Place, Places, look_around, this_machine
 from overnight.search.study import Direction, Study
 from overnight.search.trial import BEST, Job, compute_features, run_trial, trial_folder, write_params
 from overnight.settings import Training
@@ -39,7 +40,7 @@ def trial(
     evaluations: int,
     direction: Direction,
     deadline: float | None,
-    threads: int,
+    place: Place,
 ) -> dict[str, Any]:
     """One fine-tuning run in a process of its own; not retried, since the study tries something better instead."""
     study = Study(storage, night_folder.name, model, search, evaluations, direction)
@@ -47,7 +48,7 @@ def trial(
         trial_folder(night_folder, number),
         report=lambda evaluation, value: study.report(number, evaluation, value),
         deadline=deadline,
-        threads=threads,
+        place=place,
         on_metrics=lambda line: emit(trial=number, **line),
     )
     study.tell(number, result["state"], result.get("value"), result)
@@ -70,18 +71,20 @@ def search(
     accept_children()
     begun = time.monotonic()
     deadline = begun + 60 * search.minutes if search.minutes else None
-    threads = max(1, cores() // search.parallel)
+    looked = run_child(look_around, night_folder / "machine", 1)
+    places = Places(this_machine(looked), search.parallel, trials=search.wanted, devices=training.devices)
     emit(trials=search.wanted, deadline=deadline)
+    emit(places=str(places))
     if study.remaining > 0:
         job = _with_features(job, search, training, night_folder / FEATURES)
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    running: dict[Any, int] = {}
+    running: dict[Any, tuple[int, Place]] = {}
     seconds: list[float] = []
     failures: list[str] = []
     with Syncer(home, lambda: night_run(home, model, night_folder.name), say=lambda text: emit(warning=text)) as syncer:
         try:
             while True:
-                while len(running) < search.parallel and _goes_on(study, deadline, seconds, failures):
+                while _goes_on(study, deadline, seconds, failures) and (place := places.take()):
                     ask = study.ask()
                     settings = with_parameters(training, ask.params)
                     folder = trial_folder(night_folder, ask.number)
@@ -97,15 +100,18 @@ def search(
                         evaluations,
                         direction,
                         deadline,
-                        threads,
+                        place,
                     )
-                    running[future] = ask.number
+                    running[future] = ask.number, place
                     future.add_done_callback(done.put)
                 if not running:
                     break
                 future = done.get()
-                number = running.pop(future)
+                number, place = running.pop(future)
+                places.give_back(place)
                 result = future.result()
+                if places.learn(result):
+                    emit(places=str(places))
                 if result["state"] == "finished":
                     seconds.append(result["seconds"])
                     failures = []
@@ -149,7 +155,7 @@ def _with_features(job: Job, search: Search, training: Training, folder: Path) -
     if not training.freeze_layers or "freeze_layers" in search.space:
         return job
     shutil.rmtree(folder, ignore_errors=True)
-    run_child(compute_features, folder, cores(), job=asdict(job), training=asdict(training))
+    run_child(compute_features, folder, len(cores()), job=asdict(job), training=asdict(training))
     return replace(job, features=str(folder))
 
 

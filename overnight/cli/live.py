@@ -38,6 +38,8 @@ class Progress:
             self._stage(event)
         elif "trials" in event:
             self.trials, self.deadline = event["trials"], event["deadline"]
+        elif "places" in event:
+            self.line(f"  {event['places']}")
         elif "trial" in event:
             self._trial(event)
         if self.live is None and time.monotonic() - self._told > PLAIN_SECONDS and self.running:

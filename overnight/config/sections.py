@@ -290,8 +290,9 @@ class Search(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock budget; whichever of `trials` and `minutes` is used up first ends the search."""
 
-    parallel: Annotated[int, Field(ge=1)] = 1
-    """Trials that run at the same time, each in a process of its own on its share of the cores."""
+    parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trials at a time, each in a process of its own, pinned to its GPU and its share of the cores; `auto`: one a GPU,
+    more where the first trial shows that they fit; without GPU one a core, as memory and the number of trials allow."""
 
     space: dict[str, Domain] = {}
     """Training field → `{low, high, log}` or `{choices}`; empty: one trial with the settings of `training:`."""

@@ -222,7 +222,8 @@ def _sampler(search: Search, seed: int) -> Any:
     if search.sampler == "random":
         return RandomSampler(seed=seed)
     # a night has few trials: a third of them to look around, at most ten
-    return TPESampler(seed=seed, n_startup_trials=max(2, min(10, search.trials // 3)))
+    # and what runs beside a new trial counts as bad until it is known, so that trials do not crowd together
+    return TPESampler(seed=seed, n_startup_trials=max(2, min(10, search.trials // 3)), constant_liar=True)
 
 
 def _pruner(search: Search, evaluations: int) -> Any:

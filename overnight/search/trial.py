@@ -15,12 +15,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from overnight.errors import NightFailed, OvernightError, UserError
 from overnight.home import read_json, write_json
 from overnight.processes import RESULT, Child
+from overnight.search.places import Place
 from overnight.settings import Training
 
 PARAMS, METRICS, STOP, BEST = "params.json", "metrics.jsonl", "stop", "best"
@@ -63,9 +65,8 @@ def run_trial(
     *,
     report: Callable[[int, float], bool],
     deadline: float | None,
-    threads: int,
+    place: Place,
     on_metrics: Callable[[dict[str, Any]], None] = lambda line: None,
-    cores: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Runs the trial of `folder` to its end.
 
@@ -73,9 +74,8 @@ def run_trial(
         folder: with `params.json`.
         report: takes evaluation number and value; True prunes the trial.
         deadline: monotonic time at which the trial evaluates once more and ends.
-        threads: cores for its matrix products.
+        place: the cores and GPUs that are its own.
         on_metrics: called with every line of metrics.jsonl.
-        cores: processor numbers to pin it to.
 
     Returns:
         The trial's result, with "state": "finished", "pruned" or "failed" (then with "error").
@@ -87,7 +87,7 @@ def run_trial(
     if finished is not None:  # a night that was killed between the trial's end and the study's knowing
         return dict(finished)
     reader = LineReader(folder / METRICS)
-    child = Child(_train, folder, threads, cores)
+    child = Child(_train, folder, len(place.cores), place.cores, place.gpus)
     try:
         while True:
             ended = child.join(POLL_SECONDS)
@@ -150,6 +150,7 @@ def compute_features(folder: Path, job: dict[str, Any], training: dict[str, Any]
 def _train(folder: Path) -> dict[str, Any]:
     """In the child: trains what params.json says; the engine's result, with the trial's state."""
     from overnight import problems
+    from overnight.search.launch import launch
     from overnight.training import data
     from overnight.training.fit import fit
     from overnight.training.models import ModelReference, resolve_base
@@ -157,20 +158,21 @@ def _train(folder: Path) -> dict[str, Any]:
     facts = read_json(folder / PARAMS)
     if facts is None:
         raise NightFailed(f"{folder / PARAMS}: missing")
-    job = Job(**facts["job"])
+    job, training = Job(**facts["job"]), Training(**facts["training"])
     stop = folder / STOP
     with open(folder / METRICS, "a", buffering=1, encoding="utf-8") as metrics:
 
         def write(kind: str, line: dict[str, Any]) -> None:
             metrics.write(json.dumps({"kind": kind, "time": time.time(), **line}) + "\n")
 
-        result = fit(
+        train = partial(
+            fit,
             problems.get(job.problem),
             ModelReference(resolve_base(job.base), job.revision),
             job.facts,
             data.open(job.train),
             data.open(job.validation),
-            Training(**facts["training"]),
+            training,
             folder=folder,
             metric=job.metric,
             features=Path(job.features) if job.features else None,
@@ -178,5 +180,6 @@ def _train(folder: Path) -> dict[str, Any]:
             on_evaluation=lambda line: write("evaluation", line),
             should_stop=lambda: stop.read_text() or None if stop.exists() else None,
         )
+        result = launch(training.devices, folder, train)
     state = "pruned" if result["stopped"] == "prune" else "finished"
     return {"state": state, **result}

@@ -56,6 +56,24 @@ def keep_freed_memory() -> None:
         adjust(mmap_max, 0)
 
 
+def device_busy(device: torch.device) -> float | None:
+    """Share of the last moments in which a GPU ran anything, 0 to 1; None for other devices and without NVML."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ImportError, RuntimeError):
+        return None
+
+
+def device_memory_share(device: torch.device) -> float | None:
+    """Most that this process took of a GPU's memory, 0 to 1; None for other devices."""
+    if device.type != "cuda":
+        return None
+    context = 2**29  # what a process takes without a single tensor
+    return (torch.cuda.max_memory_reserved(device) + context) / torch.cuda.get_device_properties(device).total_memory
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory that was in use, in MiB: the device's by tensors, on the CPU this process's."""
     if device.type == "cuda":

@@ -19,7 +19,15 @@ from accelerate.utils.memory import clear_device_cache
 
 from overnight.errors import Complaint, OvernightError
 from overnight.training.batches import Plan
-from overnight.training.device import OutOfMemory, is_out_of_memory, keep_freed_memory, make_accelerator, peak_memory_mb
+from overnight.training.device import (
+    OutOfMemory,
+    device_busy,
+    device_memory_share,
+    is_out_of_memory,
+    keep_freed_memory,
+    make_accelerator,
+    peak_memory_mb,
+)
 from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
 from overnight.training.frozen import Features
@@ -27,6 +35,7 @@ from overnight.training.layers import freeze
 from overnight.training.optimizers import make_optimizer, schedule, set_rates
 from overnight.training.packing import Packed
 from overnight.training.predict import forward, inputs, prepare
+from overnight.training.team import Team
 
 if TYPE_CHECKING:
     from overnight.problems.base import Facts, Problem
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from overnight.training.models import ModelReference
 
 Record = dict[str, Any]
+STOPS = (None, "prune", "budget")
 
 
 class TrainingDiverged(OvernightError):
@@ -74,7 +84,8 @@ def fit(
     Returns:
         value, metrics and best_step of what `best/` holds (None, {} and None when a run was pruned before its first
         evaluation), steps done, seconds, samples_per_second, tokens_per_second, stopped (None, `prune`, `budget` or
-        `patience`), micro_batch_halvings, peak_memory_mb, precision, parameters, trainable_parameters.
+        `patience`), micro_batch_halvings, peak_memory_mb, device_busy and device_memory_share (0 to 1, None without a
+        GPU), devices, packing, precision, parameters, trainable_parameters.
 
     Raises:
         UserError: unknown model or metric, more layers frozen than there are.
@@ -108,7 +119,7 @@ class Run:
         self.on_log, self.on_evaluation = on_log, on_evaluation
         set_seed(training.seed)
         self.accelerator, self.precision = make_accelerator(training.precision)
-        self.device = self.accelerator.device
+        self.device, self.team = self.accelerator.device, Team(self.accelerator)
         self.model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
         freeze(self.model, training.freeze_layers, training.freeze_embeddings)
         if training.gradient_checkpointing:
@@ -121,6 +132,8 @@ class Run:
             use_cheap_dropout(self.model)
         self.model.to(self.device)
         self.packed.train()
+        if self.team.size > 1:
+            set_seed(training.seed + self.team.rank)  # dropout of its own for each share
         usable = features if self.packed.takes_features else None
         self.train_features = Features.open(usable, "train", train)
         self.validation_features = Features.open(usable, "validation", validation)
@@ -146,7 +159,7 @@ class Run:
         self.best = folder / "best"
         folder.mkdir(parents=True, exist_ok=True)
         found = load_snapshot(folder, self.model, self.optimizer, self.identity)
-        if found is None:
+        if found is None and self.team.leads:
             forget(self.best)  # left by a run that was killed before its first snapshot
         self.state: Record = found or {
             "run": self.identity,
@@ -161,8 +174,12 @@ class Run:
             "samples": 0,
             "tokens": 0,
         }
+        if found and not self.team.leads:
+            set_seed(training.seed + self.team.rank + self.state["step"])
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
+        self.counted: int | None = None
+        self.busy: list[float] = []
         self.bad_step = torch.full((), -1, device=self.device)
 
     def loop(self, should_stop: Callable[[], str | None], log_every_seconds: float) -> Record:
@@ -172,13 +189,15 @@ class Run:
         earlier, began = state["seconds"], time.monotonic()
         before = last_log = last_snapshot = began
         while state["step"] < steps:
-            stopped = should_stop()
+            now, last = time.monotonic(), state["step"] + 1 == steps
+            wish = STOPS.index(should_stop() if self.team.leads else None)
+            due_to_save = not last and now - last_snapshot >= self.training.checkpoint_minutes * 60
+            word, save, log = self.team.agree([wish, due_to_save, now - last_log >= log_every_seconds])
+            stopped = STOPS[word]
             if stopped is not None:
                 break
             self.step()
             due = state["step"] in self.evaluate_at
-            save = time.monotonic() - last_snapshot >= self.training.checkpoint_minutes * 60 and state["step"] < steps
-            log = time.monotonic() - last_log >= log_every_seconds
             loss = self.mean_loss() if due or save or log else None
             state["training_seconds"] += time.monotonic() - before
             if loss is not None:
@@ -188,7 +207,8 @@ class Run:
                 self.evaluate()
             if save:
                 state["seconds"] = earlier + time.monotonic() - began
-                save_snapshot(self.folder, self.model, self.optimizer, state)
+                if self.team.leads:
+                    save_snapshot(self.folder, self.model, self.optimizer, state)
                 last_snapshot = time.monotonic()
             if patience and state["not_better"] >= patience:
                 stopped = "patience"
@@ -198,18 +218,21 @@ class Run:
             self.mean_loss()
             self.evaluate()
         state["seconds"] = earlier + time.monotonic() - began
-        forget_snapshot(self.folder)
+        if self.team.leads:
+            forget_snapshot(self.folder)
         return self.result(stopped)
 
     def step(self) -> None:
         """One optimizer step; when memory runs out, again from its start with micro-batches of half the rows."""
         state, training = self.state, self.training
         rows = self.plan.rows(state["step"])
+        own = self.team.share(rows)
         factor = schedule(state["step"], self.plan.steps, training)
+        self.counted = None
         while True:
             parts = training.accumulation * 2 ** state["halvings"]
             try:
-                loss = self.gradients(np.array_split(rows, min(parts, len(rows))))
+                loss = self.gradients(np.array_split(own, min(parts, len(own))) if len(own) else [])
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -217,11 +240,12 @@ class Run:
             # outside of the handler, whose traceback would keep the activations alive
             self.optimizer.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
-            if parts >= len(rows):
-                tokens = int(self.train.lengths[rows].max())
+            if parts >= len(own):
+                tokens = int(self.train.lengths[own].max())
                 rule = f"one row of {tokens} tokens does not fit into memory; a micro-batch cannot be smaller"
                 raise OutOfMemory(Complaint("training", rule))
             state["halvings"] += 1
+        self.add_up(loss)
         if training.max_grad_norm:
             self.accelerator.clip_grad_norm_(self.trainable, training.max_grad_norm)
         set_rates(self.optimizer, factor)
@@ -236,17 +260,26 @@ class Run:
         state["tokens"] += int(self.train.lengths[rows].sum())
 
     def gradients(self, parts: list[np.ndarray]) -> torch.Tensor:
-        """Adds up the gradients of a step's micro-batches; returns the mean loss over all that the step counts."""
+        """Adds up the gradients of a step's micro-batches; returns their share of the step's mean loss."""
         batches = [prepare(self.problem, self.model, self.train, part, self.train_features) for part in parts]
-        total = max(1, sum(self.problem.counted(batch) for batch, _ in batches))
+        if self.counted is None:  # asked of the others once a step, however often memory runs out here
+            self.counted = max(1, self.team.total(sum(self.problem.counted(batch) for batch, _ in batches)))
         loss = torch.zeros((), device=self.device)
         for batch, packing in batches:
             with self.accelerator.autocast():
                 outputs = self.packed(inputs(batch), packing)
-            part = self.problem.loss(outputs, batch, self.training, self.class_weights) / total
+            part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted
             self.accelerator.backward(part)
             loss += part.detach()
         return loss
+
+    def add_up(self, loss: torch.Tensor) -> None:
+        """Makes the gradients and the loss of this process's rows those of the whole step."""
+        if self.team.size > 1:
+            for parameter in self.trainable:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.team.add_up([loss, *(parameter.grad for parameter in self.trainable if parameter.grad is not None)])
 
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call, 0 when there were none; waits for the device.
@@ -277,6 +310,11 @@ class Run:
         return {f"{unit}_per_second": self.state[unit] / seconds for unit in ("samples", "tokens")}
 
     def log(self, loss: float) -> None:
+        busy = device_busy(self.device)
+        if busy is not None:
+            self.busy.append(busy)
+        if not self.team.leads:
+            return
         rate = self.training.learning_rate * schedule(self.state["step"] - 1, self.plan.steps, self.training)
         self.on_log(self.progress() | {"loss": loss, "learning_rate": rate} | self.speed())
 
@@ -298,8 +336,10 @@ class Run:
             features=self.validation_features,
             precision=self.accelerator.autocast,
             each=add,
+            team=self.team,
         )
-        loss = float(sum(losses)) / max(1, sum(counts))
+        sums = self.team.gather((float(sum(losses)), sum(counts)))
+        loss = sum(of for of, _ in sums) / max(1, sum(count for _, count in sums))
         if not math.isfinite(loss):
             self.raise_diverged(max(1, state["step"]))
         metrics = problem.metrics(self.targets, problem.decode(logits, self.facts), self.facts)
@@ -312,11 +352,13 @@ class Run:
         }
         if problem.better(self.metric, value, than=state["best_value"]):
             state |= {"best_value": value, "not_better": 0}
-            save_best(self.model, self.best, record)
+            if self.team.leads:
+                save_best(self.model, self.best, record)
         else:
             state["not_better"] += 1
         state |= {"evaluations": state["evaluations"] + 1, "evaluated_at": state["step"]}
-        self.on_evaluation(record)
+        if self.team.leads:
+            self.on_evaluation(record)
 
     def result(self, stopped: str | None) -> Record:
         # the record beside the weights, not the state: it tells what is kept even after a kill between the two
@@ -331,6 +373,10 @@ class Run:
             "stopped": stopped,
             "micro_batch_halvings": self.state["halvings"],
             "peak_memory_mb": peak_memory_mb(self.device),
+            "device_busy": sum(self.busy) / len(self.busy) if self.busy else None,
+            "device_memory_share": device_memory_share(self.device),
+            "devices": self.team.size,
+            "packing": self.packed.way,
             "precision": self.precision,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in self.trainable),

@@ -14,6 +14,7 @@ Whether a model can be run so is found out by running it: once, on a small batch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -223,13 +224,35 @@ def packed_attention(
     if not query.is_cuda:
         return _one_by_one(query, key, value, packing, dropout, scaling), None
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    if dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        lengths = (packing.bounds, packing.bounds, max(packing.lengths), max(packing.lengths))
-        found: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling)
-        return found.unsqueeze(0), None
+    if dropout == 0 and _varlen_works(query.dtype, query.shape[-1]):
+        return _varlen(q, k, v, packing, scaling), None
     return _padded(q, k, v, packing, dropout, scaling), None
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None) -> Tensor:
+    """One call for all sequences (tokens × heads × size each), without padding: flash attention, on a GPU only."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = (packing.bounds, packing.bounds, max(packing.lengths), max(packing.lengths))
+    found: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling)
+    return found.unsqueeze(0)
+
+
+@functools.cache
+def _varlen_works(dtype: torch.dtype, size: int) -> bool:
+    """Whether this torch and this GPU have the kernel for heads of that type and size: found out by using it."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    packing = Packing.of(torch.tensor([[1, 1, 1], [1, 1, 0]])).to(torch.device("cuda"))
+    q, k, v = given = [torch.randn(5, 2, size, dtype=dtype, device="cuda", requires_grad=True) for _ in range(3)]
+    try:
+        with torch.enable_grad():
+            found, expected = _varlen(q, k, v, packing, None), _padded(q, k, v, packing, 0.0, None)
+            gradients = [torch.autograd.grad(out.float().square().sum(), given) for out in (found, expected)]
+    except Exception:
+        return False
+    pairs = [(found, expected), *zip(*gradients, strict=True)]
+    return all(bool(torch.allclose(a, b, rtol=0.1, atol=0.05)) for a, b in pairs)
 
 
 def _one_by_one(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from overnight.problems.base import Facts, Prediction, Problem
     from overnight.training.frozen import Features
+    from overnight.training.team import Team
 
 CARD = "overnight.json"
 TOKENS = {"cpu": 2048, "other": 32768}
@@ -57,6 +58,7 @@ def forward(
     features: Features | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     each: Callable[[Any, dict[str, torch.Tensor]], None] | None = None,
+    team: Team | None = None,
 ) -> np.ndarray:
     """Logits of all rows in their order (float32), sorted by length inside; less memory when it runs out.
 
@@ -65,6 +67,7 @@ def forward(
         features: the rows' hidden states at the packed model's freeze line.
         precision: the context in which the model runs.
         each: is given the outputs and the batch of each step.
+        team: the processes that share the work; each gets all logits.
     """
     lengths = getattr(rows, "lengths", None)
     if lengths is None:
@@ -72,6 +75,8 @@ def forward(
     model = packed.model
     budget = TOKENS.get(model.device.type, TOKENS["other"])
     waiting = bucket(lengths, budget)[::-1]
+    if team is not None:
+        waiting = waiting[team.rank :: team.size]
     logits: list[Any] = [None] * len(lengths)
     training = model.training
     packed.train(False)
@@ -104,6 +109,10 @@ def forward(
             clear_device_cache()
             waiting = [half for rows_of in (*waiting, batch) for half in np.array_split(rows_of, min(2, len(rows_of)))]
     packed.train(training)
+    if team is not None and team.size > 1:
+        for others in team.gather({row: values for row, values in enumerate(logits) if values is not None}):
+            for row, values in others.items():
+                logits[row] = values
     return np.stack(logits)
 
 
