@@ -77,6 +77,7 @@ def search(
     emit(places=str(places))
     if study.remaining > 0:
         job = _with_features(job, search, training, night_folder / FEATURES)
+    beforehand = time.monotonic() - begun
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     running: dict[Any, tuple[int, Place]] = {}
     seconds: list[float] = []
@@ -137,6 +138,8 @@ def search(
         "trials": rows,
         "counts": study.counts,
         "seconds": round(time.monotonic() - begun, 2),
+        "features_seconds": round(beforehand, 2),
+        "places": str(places),
         "checkpoint": str(trial_folder(night_folder, best.number) / BEST),
     }
 

@@ -35,7 +35,7 @@ from overnight.tracking.store import client, globally, reaching
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 COMPLETE, METRICS, SHA256 = "overnight.complete", "overnight.metrics", "overnight.weights_sha256"
@@ -109,6 +109,7 @@ def register(
         TrackingUnavailable: when MLflow does not answer.
     """
     from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.models import Model
 
     digest = sha256(folder / WEIGHTS)
     numbers = {key: value for key, value in flat_numbers(metrics) if math.isfinite(value)}
@@ -123,7 +124,9 @@ def register(
         logged = mlflow.create_logged_model(experiment_id, name, run_id, model_type="overnight")
         with tempfile.TemporaryDirectory(dir=home.folder("mlflow"), prefix="register-") as place:
             path = Path(place, "model")
-            _save(path, folder, logged.artifact_location, logged.model_id, run_id, inputs, example)
+            model_id = logged.model_id
+            known_as = Model(logged.artifact_location, run_id=run_id, model_uuid=model_id, model_id=model_id)
+            save_model(path, folder, inputs, example, known_as)
             mlflow.log_model_artifacts(logged.model_id, str(path))
         mlflow.finalize_logged_model(logged.model_id, "READY")
         mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -319,19 +322,15 @@ def signature(inputs: Sequence[str]) -> ModelSignature:
     return ModelSignature(Schema([ColSpec(DataType.string, name) for name in inputs]), Schema([*outputs]))
 
 
-def _save(
-    path: Path,
-    folder: Path,
-    location: str,
-    model_id: str,
-    run_id: str,
-    inputs: Sequence[str],
-    example: Mapping[str, Sequence[str]],
+def save_model(
+    path: Path, folder: Path, inputs: Sequence[str], example: Mapping[str, Sequence[str]], known_as: Model | None = None
 ) -> None:
-    """Writes the MLflow model to disk. Not by `log_model`, which would load the model and predict to look around."""
+    """Writes the MLflow model of a finished model folder to disk.
+
+    Not by `log_model`, which would load the model and predict to look around.
+    """
     import mlflow.pyfunc
     import pandas as pd
-    from mlflow.models import Model
 
     # under the name by which it is found again, whatever the folder is called; links cost no copy
     staged = path.parent / "artifacts" / "model"
@@ -347,7 +346,7 @@ def _save(
         pip_requirements=requirements(),
         signature=signature(inputs),
         input_example=pd.DataFrame(example),
-        mlflow_model=Model(artifact_path=location, model_uuid=model_id, run_id=run_id, model_id=model_id),
+        mlflow_model=known_as,
     )
 
 

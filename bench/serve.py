@@ -1,0 +1,169 @@
+"""Scoring: the registered model's own path against the same model behind `mlflow models serve`.
+
+    python -m bench.serve [--pairs 5] [--texts 2000] [--seconds 6]
+
+In bulk: all texts handed to `Scorer.predict_texts` at once, in a process of its own, against clients that send the same
+texts to the server one a request. Clients: 1, 8 and 64 of them, each waiting for its answer before it sends the next
+text; and one client that sends 256 texts a request, which is the most that the server can be made to do. The server
+runs with as many workers as there are cores. Loading is outside of the clock on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from bench import texts
+from bench.results import ratio, record
+
+CLIENTS = (1, 8, 64)
+BATCH = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement with clients")
+    parser.add_argument("--bulk", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bulk:
+        print(json.dumps(bulk(*map(Path, arguments.bulk))))
+        return
+    ways = {f"{n} clients, a text a request" if n > 1 else "1 client, a text a request": (n, 1) for n in CLIENTS}
+    ways[f"1 client, {BATCH} texts a request"] = (1, BATCH)
+    ours: list[float] = []
+    theirs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        own = texts.frame(texts.sides("short", folder)["test"]).text.tolist()
+        some = (own * (arguments.texts // len(own) + 1))[: arguments.texts]
+        (folder / "texts.json").write_text(json.dumps(some))
+        packed = save_model(folder)
+        for _ in range(arguments.pairs):
+            command = [sys.executable, "-m", "bench.serve", "--bulk", str(folder / "finished"), str(folder)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            ours.append(json.loads(done.stdout.strip().splitlines()[-1])["speed"])
+            with server(packed, folder) as port:
+                for name, (clients, batch) in ways.items():
+                    theirs[name].append(ask(port, some, clients, batch, arguments.seconds))
+            print(ours[-1], {name: found[-1] for name, found in theirs.items()}, file=sys.stderr)
+    table = [["overnight, in bulk", f"{median(ours):.0f}", "", "", ""]]
+    for name, found in theirs.items():
+        speeds = [one["speed"] for one in found]
+        latency = [f"{median(one[key] for one in found):.0f}" for key in ("p50", "p99")]
+        table.append([f"`mlflow models serve`, {name}", f"{median(speeds):.0f}", *latency, ratio(ours, speeds)])
+    header = ["way", "texts/s", "p50 ms", "p99 ms", "overnight in bulk against it"]
+    notes = f"{arguments.pairs} pairs, {arguments.texts:,} tweets; the base model with an untrained head."
+    record("serve", "Scoring", header, table, notes)
+
+
+def save_model(folder: Path) -> Path:
+    """The model folder that a night would finish, and the MLflow model that it would register, made of it."""
+    from overnight.settings import Training
+    from overnight.tracking.registry import save_model as as_mlflow_model
+    from overnight.training.models import resolve_base
+    from overnight.training.predict import Card, finish_model_folder
+
+    base = resolve_base(texts.config("short").model.base)
+    facts = {"labels": ["negative", "neutral", "positive"]}
+    model = texts.PROBLEM.load_model(base, facts, Training())
+    model.save_pretrained(folder / "finished")
+    finish_model_folder(
+        folder / "finished", Card(texts.PROBLEM.name, facts, texts.MAX_LENGTH["short"], "macro_f1"), base
+    )
+    as_mlflow_model(folder / "packed" / "model", folder / "finished", ["text"], {"text": ["a text"]})
+    return folder / "packed" / "model"
+
+
+def bulk(model: Path, folder: Path) -> dict[str, float]:
+    """In a process of its own: texts a second of one call."""
+    from overnight.training.predict import Scorer
+
+    rows = [{"text": text} for text in json.loads((folder / "texts.json").read_text())]
+    scorer = Scorer(model)
+    scorer.predict_texts(rows[:64])
+    began = time.perf_counter()
+    scorer.predict_texts(rows)
+    return {"speed": len(rows) / (time.perf_counter() - began)}
+
+
+@contextmanager
+def server(model: Path, folder: Path) -> Iterator[int]:
+    """`mlflow models serve` with the model; yields its port once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", str(len(os.sched_getaffinity(0)))]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            try:
+                post(port, ["a text"])
+                break
+            except OSError:
+                if process.poll() is not None:
+                    break
+                time.sleep(0.5)
+        else:
+            process.kill()
+        if process.poll() is not None:
+            raise SystemExit((folder / "server.log").read_text())
+        yield port
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def post(port: int, some: list[str], connection: http.client.HTTPConnection | None = None) -> None:
+    """One request; an answer that has not one prediction a text is an error."""
+    connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    body = json.dumps({"dataframe_split": {"columns": ["text"], "data": [[text] for text in some]}})
+    connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    assert len(answer["predictions"]) == len(some), answer
+
+
+def ask(port: int, some: list[str], clients: int, batch: int, seconds: float) -> dict[str, float]:
+    """Texts a second and milliseconds a request, with clients that ask without pause."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def work(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        place = number * 31
+        while time.perf_counter() < end:
+            part = [some[(place + i) % len(some)] for i in range(batch)]
+            place += batch
+            begun = time.perf_counter()
+            post(port, part, connection)
+            times.append(time.perf_counter() - begun)
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    cuts: Any = quantiles(times, n=100) if len(times) > 1 else times * 99
+    speed = len(times) * batch / (time.perf_counter() - began)
+    return {"speed": speed, "p50": 1000 * cuts[49], "p99": 1000 * cuts[98]}
+
+
+if __name__ == "__main__":
+    main()
