@@ -75,8 +75,8 @@ def save_model(folder: Path) -> Path:
     """The model folder that a night would finish, and the MLflow model that it would register, made of it."""
     from overnight.settings import Training
     from overnight.tracking.registry import save_model as as_mlflow_model
+    from overnight.training.card import Card, finish_model_folder
     from overnight.training.models import resolve_base
-    from overnight.training.predict import Card, finish_model_folder
 
     base = resolve_base(texts.config("short").model.base)
     facts = {"labels": ["negative", "neutral", "positive"]}
@@ -109,8 +109,11 @@ def server(model: Path, folder: Path) -> Iterator[int]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", str(len(os.sched_getaffinity(0)))]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # it starts uvicorn by name
     with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PATH": path}
+        )
     try:
         for _ in range(600):
             try:
@@ -126,7 +129,8 @@ def server(model: Path, folder: Path) -> Iterator[int]:
             raise SystemExit((folder / "server.log").read_text())
         yield port
     finally:
-        os.killpg(process.pid, 15)
+        if process.poll() is None:
+            os.killpg(process.pid, 15)
         process.wait()
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done (promoted, kept or skipped), 2 the user's input, 3 the data w
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 
 import typer
@@ -61,7 +63,13 @@ for _module in ("night", "models", "state"):
 def main() -> None:
     """Entry point of the `overnight` command."""
     set_quiet_environment()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # what must happen at an exit happens, but the interpreter is not taken apart: after a night that takes seconds
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a closed pipe, or stream
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

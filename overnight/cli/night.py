@@ -122,8 +122,12 @@ def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
 def _night(home: Home, path: str, overrides: list[str] | None, force: bool, quiet: bool) -> dict[str, Any]:
     from overnight.services import prefect_server
 
-    # the server starts while this process imports the flow: both take their time
-    with shown(quiet), prefect_server(home, meanwhile=lambda: import_module("flows.retrain")):
+    def meanwhile() -> None:
+        for package in ("flows.retrain", "great_expectations", "transformers"):
+            import_module(package)
+
+    # the server starts while this process imports what the night will need: both take their time
+    with shown(quiet), prefect_server(home, meanwhile=meanwhile):
         from flows.retrain import run_night
 
         return run_night(path, overrides or [], force)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.lib import format as npy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 META = "meta.json"
 
@@ -92,13 +95,15 @@ def write(folder: str | Path, batches: Iterable[Mapping[str, Sequence[Any]]], me
     return open(folder)
 
 
-def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
     """One batch, every list padded to the longest of its feature: `input_ids`, `attention_mask` and the others.
 
     Lists of `labels` are padded with -100, which losses leave out; other lists with 0.
     """
+    import torch  # here, for readers of the rows that never train
+
     fill = {"input_ids": pad_token_id, "labels": -100}
-    batch: dict[str, torch.Tensor] = {}
+    batch: dict[str, Tensor] = {}
     for name, first in features[0].items():
         values = [feature[name] for feature in features]
         if np.ndim(first) == 0:
@@ -139,7 +144,7 @@ class _Column:
     def extend(self, values: Sequence[Any]) -> None:
         if self.kind == "list":
             self._lengths.append(np.fromiter(map(len, values), dtype=np.int64, count=len(values)))
-            flat = np.concatenate([np.asarray(value, dtype=self.dtype) for value in values])
+            flat = np.fromiter(chain.from_iterable(values), dtype=self.dtype, count=int(self._lengths[-1].sum()))
         else:
             flat = np.asarray(values, dtype=self.dtype)
         self.any = self.any or bool(flat.any())

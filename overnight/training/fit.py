@@ -218,8 +218,9 @@ class Run:
             self.mean_loss()
             self.evaluate()
         state["seconds"] = earlier + time.monotonic() - began
-        if self.team.leads:
-            forget_snapshot(self.folder)
+        if not self.team.leads:
+            return {}  # the folder is the leader's to read too: reading ends what a kill left half done
+        forget_snapshot(self.folder)
         return self.result(stopped)
 
     def step(self) -> None:
