@@ -99,8 +99,8 @@ def test_this_machine(tmp_path):
 
 def test_in_words():
     """One line says how it runs, and what the machine cannot do."""
-    text = "2 trials at a time, 1 of 2 cores each, no GPU, float32, since this machine does not multiply in bf16"
+    text = "2 trials at a time, 1 of 2 cores each; no GPU here, no bf16 in hardware"
     assert str(Places(machine(2), "auto", trials=10)) == text
     assert str(Places(machine(3, gpus=1, bf16=True), 2, trials=10)) == (
-        "2 trials at a time, 1–2 of 3 cores each, the GPU, bf16"
+        "2 trials at a time, 1–2 of 3 cores each; the GPU"
     )

@@ -23,8 +23,9 @@ def launch(devices: int, folder: Path, train: Callable[[], dict[str, Any]]) -> d
     With fewer GPUs than `devices` it takes those there are; without any it takes that many processes on the CPU. Must
     be called before anything wakes a GPU. When a helper fails, its error is written as this process's and all end.
     """
-    gpus = torch.cuda.device_count()  # unlike `is_available`, asks without waking them
-    devices = min(devices, gpus or devices)
+    if devices > 1:
+        gpus = torch.cuda.device_count()  # unlike `is_available`, asks without waking them
+        devices = min(devices, gpus or devices)
     if devices == 1:
         return train()
     if not gpus:

@@ -34,7 +34,7 @@ class Machine:
     memory: int
     """Bytes of main memory."""
     bf16: bool
-    """Whether matrix products are computed in bf16 where `training.precision` is auto."""
+    """Whether the hardware multiplies in bf16."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,19 @@ def look_around(folder: Path) -> dict[str, Any]:
 
 def this_machine(looked: Mapping[str, Any]) -> Machine:
     """The machine, with what `look_around` found."""
+    return Machine(looked["device"], looked["gpus"], cores(), _memory(), looked["bf16"])
+
+
+def _memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, or its container's."""
     import psutil
 
-    return Machine(looked["device"], looked["gpus"], cores(), psutil.virtual_memory().total, looked["bf16"])
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    total = psutil.virtual_memory().total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 class Places:
@@ -123,11 +133,10 @@ class Places:
         trials = "one trial at a time" if number == 1 else f"{number} trials at a time"
         threads = sorted({place.threads for place in self.all})
         each = f"{'–'.join(map(str, dict.fromkeys((threads[0], threads[-1]))))} of {len(machine.cores)} cores"
-        on = f"{machine.gpus} GPUs" if machine.gpus > 1 else "the GPU" if machine.gpus else "no GPU"
+        on = f"{machine.gpus} GPUs" if machine.gpus > 1 else "the GPU" if machine.gpus else "no GPU here"
         if not machine.gpus and machine.device != "cpu":
             on = machine.device
-        number_format = "bf16" if machine.bf16 else "float32, since this machine does not multiply in bf16"
-        return f"{trials}, {each} each, {on}, {number_format}"
+        return f"{trials}, {each} each; {on}{'' if machine.bf16 else ', no bf16 in hardware'}"
 
     def _laid_out(self, number: int) -> list[Place]:
         """Shares of the cores as even as can be; beyond one trial a core, cores are shared."""
