@@ -75,7 +75,7 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
         table.append([name, f"{median(seconds):.0f}", faster, f"{pruned:g}", f"{mean(scores):.3f}{spread}"])
     notes = [
         f"{len(found['ours'])} pairs of {arguments.trials} trials, {arguments.rows} tweets to train on, one epoch, "
-        f"batch size {BATCH}; learning rate {RATES[0]:g} to {RATES[1]:g} and label smoothing up to {SMOOTHING[1]:g} drawn; "
+        f"batch size {BATCH}; learning rate {RATES[0]:g} to {RATES[1]:g}, label smoothing up to {SMOOTHING[1]:g}; "
         f"ours with {arguments.frozen} of 6 layers frozen, the peer with none."
     ]
     for kind, which in (("test", "test score"), ("validation", "validation score")):
