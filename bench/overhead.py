@@ -2,8 +2,9 @@
 
     python -m bench.overhead [--nights 5] [--trials 3] [--rows 1500]
 
-Whole nights of `configs/sentiment.yaml` with fewer rows, each in a home of its own: `overnight run`, from its start to
-its end, with the servers that it starts and ends. A night's overhead is its wall time less the time of its stages; a
+Whole nights of `configs/sentiment.yaml` with fewer rows, one after another in one home: `overnight run --force`, from
+its start to its end, with the server that it starts and ends. The first night of a home, which also makes the
+databases, is told apart. A night's overhead is its wall time less the time of its stages; a
 trial's is the search's wall time, one trial at a time, less its training and what is computed once for all, shared out
 over its trials.
 """
@@ -31,10 +32,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500)
     arguments = parser.parse_args()
     nights = []
-    for number in range(arguments.nights):
-        nights.append(night(arguments.rows, arguments.trials))
-        print(number, nights[-1], file=sys.stderr)
-    table = []
+    with tempfile.TemporaryDirectory() as home:
+        for number in range(arguments.nights + 1):
+            nights.append(night(Path(home), arguments.rows, arguments.trials))
+            print(number, nights[-1], file=sys.stderr)
+    first = nights.pop(0)
+    table = [["the first night of a home above its stages", f"{first['overhead']:.1f}", ""]]
     for key, name in (
         ("wall", "a night, whole"),
         ("stages", "its stages"),
@@ -47,20 +50,19 @@ def main() -> None:
     record("overhead", "Overhead", ["what", "seconds, median", "range"], table, notes)
 
 
-def night(rows: int, trials: int) -> dict[str, float]:
+def night(home: Path, rows: int, trials: int) -> dict[str, float]:
     """Seconds of one night, by what they went into."""
-    with tempfile.TemporaryDirectory() as home:
-        settings = [f"data.sample={rows}", f"search.trials={trials}", "search.parallel=1", "search.pruner=none"]
-        command = [str(Path(sys.executable).with_name("overnight")), "run", texts.CONFIGS["short"]]
-        command += [argument for setting in settings for argument in ("--set", setting)]
-        began = time.perf_counter()
-        # a model that misses its floor is refused, which is an end like another
-        done = subprocess.run(command, env=os.environ | {"OVERNIGHT_HOME": home}, capture_output=True, text=True)
-        wall = time.perf_counter() - began
-        found = list(Path(home).glob("nights/*/night.json"))
-        if not found:
-            raise SystemExit(done.stderr)
-        facts = json.loads(found[0].read_text())
+    settings = [f"data.sample={rows}", f"search.trials={trials}", "search.parallel=1", "search.pruner=none"]
+    command = [str(Path(sys.executable).with_name("overnight")), "run", texts.CONFIGS["short"], "--force"]
+    command += [argument for setting in settings for argument in ("--set", setting)]
+    before = set(home.glob("nights/*/night.json"))
+    began = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | {"OVERNIGHT_HOME": str(home)}, capture_output=True, text=True)
+    wall = time.perf_counter() - began
+    found = set(home.glob("nights/*/night.json")) - before
+    if done.returncode or not found:
+        raise SystemExit(done.stderr)
+    facts = json.loads(found.pop().read_text())
     search = facts["search"]
     training = sum(trial["seconds"] for trial in search["trials"])
     stages = sum(facts["stages"].values())
