@@ -140,8 +140,9 @@ def _batches(parquet: str | Path, columns: list[str]) -> Iterator[dict[str, list
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(parquet) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-            yield batch.to_pydict()
+        for group in range(file.num_row_groups):  # one at a time: of several, Arrow reads ahead without a bound
+            for batch in file.iter_batches(batch_size=BATCH, row_groups=[group], columns=columns):
+                yield batch.to_pydict()
 
 
 def _write(
