@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from bench import texts
-from bench.results import record
+from bench.results import apart, record
 
 BATCH = 16
 
@@ -42,9 +41,7 @@ def main() -> None:
             found = []
             for seed in range(arguments.pairs):
                 job = {"kind": kind, "rows": rows, "seed": seed, "folder": folder}
-                command = [sys.executable, "-m", "bench.efficiency", "--job", json.dumps(job)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+                found.append(apart("efficiency", "--job", json.dumps(job)))
                 print(kind, found[-1], file=sys.stderr)
             shares = sorted(one["work"] / one["rate"] for one in found)
             table.append(

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 from bench import texts
-from bench.results import ratio, record
+from bench.results import apart, ratio, record
 
 RATE = {"full": 1.5e-4, "frozen": 3e-4}
 BATCH = 16
@@ -75,9 +75,7 @@ def compare(kind: str, rows: int, pairs: int, folder: Path) -> list[list[str]]:
         job |= {side: str(path) for side, path in paths.items()}
         order = list(SIDES) if seed % 2 == 0 else list(reversed(SIDES))
         for side in order:
-            command = [sys.executable, "-m", "bench.fit", "--side", side, "--job", json.dumps(job)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-            found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            found[side].append(apart("fit", "--side", side, "--job", json.dumps(job)))
             print(kind, seed, side, found[side][-1], file=sys.stderr)
     speeds = {side: [one["samples_per_second"] for one in runs] for side, runs in found.items()}
     table = []
@@ -151,7 +149,6 @@ def _ours(side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str
 def _trainer(
     side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    import datasets
     import numpy as np
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
@@ -159,16 +156,10 @@ def _trainer(
     from overnight.training.device import choose_precision
     from overnight.training.models import quiet
 
-    datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
     codes = {label: code for code, label in enumerate(facts["labels"])}
 
-    def encode(rows: Any) -> datasets.Dataset:
-        table = datasets.Dataset.from_dict({"text": rows.text.tolist(), "labels": [codes[x] for x in rows.label]})
-        encoded = table.map(
-            lambda batch: tokenizer(batch["text"], truncation=True, max_length=job["max_length"]), batched=True
-        )
-        return encoded.remove_columns("text")
+    encode = partial(texts.for_trainer, tokenizer=tokenizer, labels=facts["labels"], max_length=job["max_length"])
 
     bf16 = choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "bf16"
     options: dict[str, Any] = {}

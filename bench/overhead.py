@@ -66,7 +66,7 @@ def night(home: Path, rows: int, trials: int) -> dict[str, float]:
     search = facts["search"]
     training = sum(trial["seconds"] for trial in search["trials"])
     stages = sum(facts["stages"].values())
-    beforehand = search.get("features_seconds", 0.0)
+    beforehand = search["preparation_seconds"]
     return {
         "wall": wall,
         "stages": stages,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from subprocess import PIPE
+from typing import Any
 
 import torch
 
@@ -20,6 +25,12 @@ Written by `make bench` (or `python -m bench.<name>` for one section). Each rati
 one another on the machine named below its table, in alternation; the median of the pairs is quoted with their range.
 Absolute figures belong to that machine alone.
 """
+
+
+def apart(name: str, *arguments: str) -> dict[str, Any]:
+    """`python -m bench.<name>` with these arguments in a process of its own: the JSON on the last line printed."""
+    done = subprocess.run([sys.executable, "-m", f"bench.{name}", *arguments], stdout=PIPE, check=True, text=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:

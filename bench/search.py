@@ -14,17 +14,17 @@ import argparse
 import dataclasses
 import json
 import queue
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 from bench import texts
-from bench.results import ratio, record
+from bench.results import apart, ratio, record
 
 BATCH = 16
 EVALUATIONS = 2
@@ -56,9 +56,7 @@ def main() -> None:
             job = shared | {"seed": seed, "rows": arguments.rows, "trials": arguments.trials}
             job["frozen"] = arguments.frozen
             for side in list(found)[:: 1 if seed % 2 == 0 else -1]:
-                command = [sys.executable, "-m", "bench.search", "--side", side, "--job", json.dumps(job)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                found[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                found[side].append(apart("search", "--side", side, "--job", json.dumps(job)))
                 print(seed, side, found[side][-1], file=sys.stderr)
             report(found, arguments)  # after each pair: they take long
 
@@ -187,7 +185,6 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainer(job: dict[str, Any]) -> dict[str, Any]:
-    import datasets
     import numpy as np
     import optuna
     import torch
@@ -196,19 +193,15 @@ def _trainer(job: dict[str, Any]) -> dict[str, Any]:
 
     from overnight.training.models import quiet
 
-    datasets.disable_progress_bars()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     train, validation, test, facts = _rows(job)
     codes = {label: code for code, label in enumerate(facts["labels"])}
     began = time.perf_counter()
     outside = 0.0
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
-
-    def encode(rows: Any) -> datasets.Dataset:
-        table = datasets.Dataset.from_dict({"text": rows.text.tolist(), "labels": [codes[x] for x in rows.label]})
-        length = texts.MAX_LENGTH["short"]
-        encoded = table.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=length), batched=True)
-        return encoded.remove_columns("text")
+    encode = partial(
+        texts.for_trainer, tokenizer=tokenizer, labels=facts["labels"], max_length=texts.MAX_LENGTH["short"]
+    )
 
     def model_init(trial: Any) -> Any:
         with quiet():

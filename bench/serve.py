@@ -4,8 +4,8 @@
 
 In bulk: all texts handed to `Scorer.predict_texts` at once, in a process of its own, against clients that send the same
 texts to the server one a request. Clients: 1, 8 and 64 of them, each waiting for its answer before it sends the next
-text; and one client that sends 256 texts a request, which is the most that the server can be made to do. The server
-runs with as many workers as there are cores. Loading is outside of the clock on both sides.
+text; and one client that sends 256 texts a request. The server runs with as many workers as there are cores. Loading is
+outside of the clock on both sides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench import texts
-from bench.results import ratio, record
+from bench.results import apart, ratio, record
 
 CLIENTS = (1, 8, 64)
 BATCH = 256
@@ -54,9 +54,7 @@ def main() -> None:
         (folder / "texts.json").write_text(json.dumps(some))
         packed = save_model(folder)
         for _ in range(arguments.pairs):
-            command = [sys.executable, "-m", "bench.serve", "--bulk", str(folder / "finished"), str(folder)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-            ours.append(json.loads(done.stdout.strip().splitlines()[-1])["speed"])
+            ours.append(apart("serve", "--bulk", str(folder / "finished"), str(folder))["speed"])
             with server(packed, folder) as port:
                 for name, (clients, batch) in ways.items():
                     theirs[name].append(ask(port, some, clients, batch, arguments.seconds))
@@ -75,8 +73,8 @@ def save_model(folder: Path) -> Path:
     """The model folder that a night would finish, and the MLflow model that it would register, made of it."""
     from overnight.settings import Training
     from overnight.tracking.registry import save_model as as_mlflow_model
-    from overnight.training.card import Card, finish_model_folder
     from overnight.training.models import resolve_base
+    from overnight.training.predict import Card, finish_model_folder
 
     base = resolve_base(texts.config("short").model.base)
     facts = {"labels": ["negative", "neutral", "positive"]}

@@ -45,6 +45,17 @@ def frame(path: Path, rows: int | None = None, seed: int = 0) -> pd.DataFrame:
     return whole if rows is None or rows >= len(whole) else whole.sample(rows, random_state=seed)
 
 
+def for_trainer(rows: pd.DataFrame, tokenizer: Any, labels: list[str], max_length: int) -> Any:
+    """The rows as Trainer reads them: a `datasets.Dataset` of token ids and label codes."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    codes = {label: code for code, label in enumerate(labels)}
+    table = datasets.Dataset.from_dict({"text": rows.text.tolist(), "labels": [codes[x] for x in rows.label]})
+    encoded = table.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length), batched=True)
+    return encoded.remove_columns("text")
+
+
 def tokenized(rows: pd.DataFrame, base: str, facts: dict[str, Any], max_length: int, folder: Path) -> Any:
     """The rows as the engine reads them."""
     batch = {role: rows[role].tolist() for role in ("text", "label")}

@@ -13,7 +13,6 @@ import argparse
 import json
 import re
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from bench import texts
-from bench.results import ratio, record
+from bench.results import apart, ratio, record
 
 MAX_LENGTH = 128
 SIDES = {
@@ -84,9 +83,7 @@ def corpus(rows: int, folder: Path) -> Path:
 
 
 def start(side: str, file: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.tokenize", "--side", side, "--file", str(file)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return apart("tokenize", "--side", side, "--file", str(file))
 
 
 def run_side(side: str, file: Path) -> dict[str, float]:

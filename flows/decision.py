@@ -19,7 +19,7 @@ from overnight.nights import Night, last_accepted
 from overnight.processes import cores
 from overnight.search.study import Direction
 from overnight.search.trial import Job
-from overnight.training.card import Card, finish_model_folder
+from overnight.training.predict import Card, finish_model_folder
 from tasks.data import split, tokenize, validate
 from tasks.model import gate, judge, promote, register
 from tasks.search import search

@@ -138,7 +138,7 @@ def search(
         "trials": rows,
         "counts": study.counts,
         "seconds": round(time.monotonic() - begun, 2),
-        "features_seconds": round(beforehand, 2),
+        "preparation_seconds": round(beforehand, 2),
         "places": str(places),
         "checkpoint": str(trial_folder(night_folder, best.number) / BEST),
     }

@@ -1,4 +1,4 @@
-"""The engine on a real GPU: needs torch, transformers, accelerate and pytest, and none of the night's other libraries.
+"""The engine on a real GPU; `tests/gpu.sh` names the few libraries that this needs.
 
 python -m pytest -m gpu tests/test_gpu.py
 """

@@ -39,17 +39,19 @@ def launch(devices: int, folder: Path, train: Callable[[], dict[str, Any]]) -> d
     torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     context = multiprocessing.get_context("fork")  # nothing has woken a GPU or a pool of threads yet
     helpers = [context.Process(target=_help, args=(rank, folder, train), daemon=True) for rank in range(1, devices)]
+    watchers = [threading.Thread(target=_end_when_failed, args=(helper,), daemon=True) for helper in helpers]
     for helper in helpers:
         helper.start()
-        threading.Thread(target=_end_when_failed, args=(helper,), daemon=True).start()
+    for watcher in watchers:  # after the last fork
+        watcher.start()
     _take_rank(0)
     try:
         result = train()
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-    for helper in helpers:
-        helper.join()
+    for watcher in watchers:
+        watcher.join()
     return result
 
 

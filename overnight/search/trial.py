@@ -87,7 +87,7 @@ def run_trial(
     if finished is not None:  # a night that was killed between the trial's end and the study's knowing
         return dict(finished)
     reader = LineReader(folder / METRICS)
-    child = Child(_train, folder, len(place.cores), place.cores, place.gpus)
+    child = Child(_train, folder, place.threads, place.cores, place.gpus)
     try:
         while True:
             ended = child.join(POLL_SECONDS)

@@ -12,13 +12,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 META = "meta.json"
 
@@ -95,15 +93,13 @@ def write(folder: str | Path, batches: Iterable[Mapping[str, Sequence[Any]]], me
     return open(folder)
 
 
-def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """One batch, every list padded to the longest of its feature: `input_ids`, `attention_mask` and the others.
 
     Lists of `labels` are padded with -100, which losses leave out; other lists with 0.
     """
-    import torch  # here, for readers of the rows that never train
-
     fill = {"input_ids": pad_token_id, "labels": -100}
-    batch: dict[str, Tensor] = {}
+    batch: dict[str, torch.Tensor] = {}
     for name, first in features[0].items():
         values = [feature[name] for feature in features]
         if np.ndim(first) == 0:
