@@ -29,8 +29,8 @@ overnight validate my-model.yaml
 - Every key has a default, but `name`, `model.base` and `data.source`.
 - Any key can be changed for one command: `overnight run configs/sentiment.yaml --set training.epochs=1`. The value is
   read as YAML. Entries of a list cannot be reached one by one; set the whole list.
-- `description` and `promotion` may change without retraining. Any other change of a value makes the night train again,
-  also on the same data.
+- `description`, `promotion`, `schedule`, `notify`, `retention` and `monitor` may change without retraining. Any other
+  change of a value makes the night train again, also on the same data.
 - Words are read as YAML 1.2 has them: `no`, `off` and dates are text, only `true` and `false` are true and false, and
   `5e-5` is a number. A key may stand once in a section.
 - `overnight config schema` prints all this as a JSON schema, for editors that complete and check YAML.
@@ -64,11 +64,11 @@ def configuration() -> str:
 
     schema = json_schema()
     definitions = schema["$defs"]
-    plain = {key: facts for key, facts in schema["properties"].items() if "$ref" not in facts}
+    sections = {key: found for key, facts in schema["properties"].items() if (found := _section_of(facts))}
+    plain = {key: facts for key, facts in schema["properties"].items() if key not in sections}
     parts = [NOTICE, "", CONFIGURATION, "## The model", "", *_table(plain, schema["required"], "", definitions)]
-    for key, facts in schema["properties"].items():
-        if key not in plain:
-            parts += _section(key, facts, definitions)
+    for key, facts in sections.items():
+        parts += _section(f"{key}[]" if "items" in schema["properties"][key] else key, facts, definitions)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -92,6 +92,14 @@ def _section(path: str, facts: Mapping[str, Any], definitions: Mapping[str, Any]
                 entry = definitions[_name(inside)]
                 yield from ("", f"### `{path}.{key}{label}`", "", " ".join(entry["description"].split()), "")
                 yield from _table(entry["properties"], entry.get("required", ()), "", definitions)
+
+
+def _section_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section that a key of the file holds, holds optionally or holds a list of; None where it is none."""
+    for one in (facts, facts.get("items", {}), *facts.get("anyOf", ())):
+        if "$ref" in one:
+            return one
+    return None
 
 
 def _name(facts: Mapping[str, Any]) -> str:

@@ -312,12 +312,39 @@ def make(**changes) -> Config:
     return Config.model_validate({"name": "demo", "model": {"base": "b"}, "data": {"source": "s"}, **changes})
 
 
+UNTRAINED = {"description", "promotion", "schedule", "notify", "retention", "monitor"}
+
+
 def test_hash_ignores_what_does_not_train():
-    """A new description or rule of promotion is no reason to train again."""
-    assert config_hash(make(description="x", promotion={"mode": "manual", "floor": 0.9})) == config_hash(make())
+    """A new description, rule of promotion, schedule or address is no reason to train again."""
+    lived_with = {
+        "description": "x",
+        "promotion": {"mode": "manual", "floor": 0.9},
+        "schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlin"},
+        "notify": [{"to_env": "HOOK"}],
+        "retention": {"nights": 3},
+        "monitor": {"window": 50},
+    }
+    assert set(lived_with) == UNTRAINED
+    assert config_hash(make(**lived_with)) == config_hash(make())
 
 
-@pytest.mark.parametrize("key", sorted(set(Config.model_fields) - {"description", "promotion", "problem"}))
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        ({"schedule": {"cron": "0 25 * * *"}}, "cron"),
+        ({"schedule": {"cron": "0 0 30 2 *"}}, "cron"),
+        ({"schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlim"}}, "time zone"),
+        ({"notify": [{"to_env": "https://hooks.example.com/T0/secret"}]}, "environment variable"),
+    ],
+)
+def test_how_a_model_is_lived_with_is_checked(section, wrong):
+    """A cron expression that never occurs, an unknown zone, an address with its secret in the file."""
+    with pytest.raises(ValueError, match=wrong):
+        make(**section)
+
+
+@pytest.mark.parametrize("key", sorted(set(Config.model_fields) - UNTRAINED - {"problem"}))
 def test_hash_changes_with_everything_else(key):
     """Every other section counts; a section added to the config fails here until it is given another value above."""
     assert config_hash(make(**{key: OTHER_VALUES[key]})) != config_hash(make())

@@ -25,8 +25,9 @@ LONGEST_VALUE = 80
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of what decides the trained model: all but the description and the promotion rule."""
-    facts = config.model_dump(mode="json", exclude={"description", "promotion"})
+    """SHA-256 of what decides the trained model: not the description, the promotion rule, or how one lives with it."""
+    apart = {"description", "promotion", "schedule", "notify", "retention", "monitor"}
+    facts = config.model_dump(mode="json", exclude=apart)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

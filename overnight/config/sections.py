@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from overnight.config.operations import Monitor, Notification, Retention, Schedule
+from overnight.config.section import Section
 from overnight.settings import Training
 
 _TRAINING = TypeAdapter(Training)
@@ -21,10 +23,6 @@ def training_value(field: str, value: Any) -> Any:
     """
     found = getattr(_TRAINING.validate_python({field: value}), field)
     return value if isinstance(value, int) and isinstance(found, float) else found
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -354,6 +352,9 @@ class Promotion(Section):
     max_latency_ratio: Annotated[float, Field(gt=0)] = 1.5
     """Largest ratio of the candidate's latency a text to the champion's."""
 
+    approval_hours: Annotated[float, Field(gt=0)] = 24.0
+    """With `manual`: hours in which a person may approve a candidate in Prefect's pages; then the champion stays."""
+
 
 class Config(Section):
     """One model a team keeps."""
@@ -383,6 +384,14 @@ class Config(Section):
     """How candidate and champion are compared."""
     promotion: Promotion = Promotion()
     """When a candidate replaces the champion."""
+    schedule: Schedule | None = None
+    """When the nights start."""
+    notify: tuple[Notification, ...] = ()
+    """Who is told how a night ended."""
+    retention: Retention = Retention()
+    """What `overnight clean` leaves."""
+    monitor: Monitor = Monitor()
+    """When what is scored has drifted away from what the champion was trained on."""
 
 
 def with_parameters(training: Training, parameters: Mapping[str, Any]) -> Training:
