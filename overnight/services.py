@@ -41,7 +41,6 @@ def quiet_environment() -> dict[str, str]:
     Applied with `setdefault`, so that what the user has set stays.
     """
     return {
-        "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
