@@ -341,7 +341,7 @@ def test_many_clients_get_their_own_answers(served):
             {"rows": [{"text": "a"}, {"text": 5}, {}]},
             ["rows[1] → text: must be text, got a number", "rows[2] → text: is missing"],
         ),
-        ({"rows": [{"text": "a"}], "text": "b"}, ["text: not beside rows; did you mean text?"]),
+        ({"rows": [{"text": "a"}], "text": "b"}, ["text: cannot stand beside rows"]),
         ({"rows": "a"}, ["rows: must be a list, got text"]),
         ({"rows": ["a"]}, ["rows[0]: must be an object with text, got text"]),
         (["a"], ["body: must be an object with text, or with rows, got a list"]),
@@ -368,8 +368,15 @@ def test_other_refusals(served):
     assert answer.status_code == 413 and "at most 8 rows" in answer.json()["error"]
     answer = served.post({"text": "a" * 5000})
     assert answer.status_code == 413 and "at most 5,000 bytes" in answer.json()["error"]
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request("POST", "/predict", b"a" * 30_000_000)  # sent whole before the answer is read
+    assert connection.getresponse().status == 413
+    connection.close()
     answer = served.client.post("/predict", content=iter([b"a" * 3000] * 3))  # chunked: no length is told before
     assert answer.status_code == 413
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.3) as client:  # gone before its body was whole
+        client.post(f"http://127.0.0.1:{served.port}/predict", content=b"{", headers={"Content-Length": "4000"})
+    until(lambda: served.metric("requests_total", route="/predict", status="499"))
     assert served.client.get("/nothing").status_code == 404 and served.client.get("/predict").status_code == 405
 
 
@@ -532,7 +539,7 @@ class Load:
 
 
 def test_alias_moves_under_load(home):
-    """Three versions and back, under clients that never pause: no failed request, each answer by the version it names."""
+    """Three versions and back under clients that never pause: no failed request, each answer by the version named."""
     with serving(home) as served, Load(served.port, clients=4) as load:
         for number in (1, 2, 3, 2):
             served.move(number)

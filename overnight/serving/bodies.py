@@ -18,8 +18,6 @@ from overnight.serving.batching import Row
 MOST = 20
 """Complaints of one answer."""
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-DRAINED = 10
-"""Times the limit: what is read and thrown away of a body that is too long, so that its client hears why."""
 KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
 
 
@@ -37,15 +35,14 @@ async def read_json(request: Request, limit: int) -> Any:
     Raises:
         Refused: 413, when it has more bytes than the limit; 400, when it is no JSON.
     """
-    body, size = bytearray(), 0
+    body = bytearray()
+    declared = request.headers.get("content-length", "")
+    too_long = declared.isdecimal() and int(declared) > limit
     async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            body += chunk
-        elif size > DRAINED * limit:
-            break
-    if size > limit:
-        raise Refused(413, Complaint("body", f"at most {limit:,} bytes, split the request"))
+        body += chunk
+        too_long = too_long or len(body) > limit
+        if too_long:  # the server itself reads the rest and throws it away, so that the client hears why
+            raise Refused(413, Complaint("body", f"at most {limit:,} bytes, split the request"))
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -63,11 +60,7 @@ def predict_rows(body: Any, roles: Sequence[str], max_rows: int) -> list[Row]:
         raise Refused(422, Complaint("body", f"must be an object with {_fields(roles)}, or with rows", _kind(body)))
     if "rows" not in body or "rows" in roles:
         return _checked([body], [""], roles, max_rows, known=("rows", *roles))
-    complaints = [
-        Complaint(key, "not beside rows" if key in roles else "not a field", None, nearest(key, roles))
-        for key in body
-        if key != "rows"
-    ]
+    complaints = [Complaint(key, "cannot stand beside rows") for key in body if key != "rows"]
     rows = body["rows"]
     if not isinstance(rows, list):
         complaints.append(Complaint("rows", "must be a list", _kind(rows)))

@@ -87,15 +87,17 @@ class Follower:
 
     def look(self) -> None:
         """Asks the registry once and does what it says; raises nothing."""
+        behind = 1
         try:
             self._switch(self._load(self._wanted(self.options.alias)))
+            behind = 0
             if self.options.shadow:
                 self._shadow()
         except Exception as error:
             self._complain(error)
         else:
             self.problem = self._told = None
-            self.metrics.behind.set(0)
+        self.metrics.behind.set(behind)
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -158,7 +160,6 @@ class Follower:
         """Once: an outage of hours is one line of the log."""
         where = error.complaints[0].where if isinstance(error, OvernightError) else str(error)
         self.problem = str(error) if isinstance(error, OvernightError) else f"{type(error).__name__}: {error}"
-        self.metrics.behind.set(1)
         if self._told != (type(error), where):
             self._told = (type(error), where)
             serving = f"; version {self.current.version.number} goes on answering" if self.current else ""

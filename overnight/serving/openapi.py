@@ -19,8 +19,8 @@ COMPLAINT = {
     "properties": {
         "where": {"type": "string"},
         "rule": {"type": "string"},
-        "got": {"type": "string", "nullable": True},
-        "nearest": {"type": "string", "nullable": True, "description": "What was probably meant."},
+        "got": {"type": ["string", "null"]},
+        "nearest": {"type": ["string", "null"], "description": "What was probably meant."},
     },
 }
 ERROR = {
@@ -33,11 +33,11 @@ READY_FACTS = {
         "ready": {"type": "boolean"},
         "model": {"type": "string"},
         "alias": {"type": "string"},
-        "version": {"type": "integer", "nullable": True},
-        "previous": {"type": "integer", "nullable": True, "description": "Still loaded, for a rollback."},
-        "shadow": {"type": "integer", "nullable": True, "description": "The candidate that is asked too."},
-        "registry_answered": {"type": "number", "nullable": True, "description": "Epoch seconds."},
-        "problem": {"type": "string", "nullable": True, "description": "Why the alias's version does not serve."},
+        "version": {"type": ["integer", "null"]},
+        "previous": {"type": ["integer", "null"], "description": "Still loaded, for a rollback."},
+        "shadow": {"type": ["integer", "null"], "description": "The candidate that is asked too."},
+        "registry_answered": {"type": ["number", "null"], "description": "Epoch seconds."},
+        "problem": {"type": ["string", "null"], "description": "Why the alias's version does not serve."},
     },
 }
 

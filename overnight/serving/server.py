@@ -13,6 +13,8 @@ from overnight.serving.options import Options
 
 GRACE = 20
 """Seconds that requests in flight have once a signal came; the command line ends a process after 30."""
+KEEP_ALIVE = 75
+"""Seconds an idle connection stays open: longer than proxies keep theirs, else they send into one that just closed."""
 
 
 def run(home: Home, options: Options, host: str, port: int, told: Callable[[str], object]) -> None:
@@ -42,6 +44,7 @@ def run(home: Home, options: Options, host: str, port: int, told: Callable[[str]
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         try:
             uvicorn.Server(config).run(sockets=[place])
