@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
 from overnight.processes import run_child
+
+if TYPE_CHECKING:
+    from overnight.training.predict import Scorer
 
 PREDICTIONS = "predictions.json"
 LATENCY_ROWS = 200
@@ -46,20 +49,28 @@ def smoke(folder: Path, *, model: str) -> dict[str, Any]:
     """Loads a model folder and asks it something; runs in a child process, before a version becomes champion.
 
     Raises:
-        NightFailed: the model does not load, or its answer is not one finite probability a label that sum to 1.
+        NightFailed: the model does not load, or fails `ask`.
+    """
+    from overnight.training.predict import Scorer
+
+    return {"answers": ask(Scorer(model))}
+
+
+def ask(scorer: Scorer) -> int:
+    """The smoke test of a loaded model: a short, an empty and a very long text; returns how many were answered.
+
+    Raises:
+        NightFailed: an answer is not one finite probability a label that sum to 1.
     """
     import math
 
-    from overnight.training.predict import Scorer
-
-    scorer = Scorer(model)
     row = dict.fromkeys(scorer.problem.text_roles, SMOKE_TEXT)
     answers = scorer.predict_texts([row, dict.fromkeys(row, ""), dict.fromkeys(row, SMOKE_TEXT * 500)])
     for answer in answers:
         numbers = list(answer["scores"].values())
         if not all(map(math.isfinite, numbers)) or abs(sum(numbers) - 1) > 1e-3:
             raise NightFailed(Complaint("smoke test", "the scores of a text must be probabilities", str(numbers)))
-    return {"answers": len(answers)}
+    return len(answers)
 
 
 def smoke_in_child(home: Home, model: Path) -> None:
