@@ -149,9 +149,8 @@ def _follow(home: Home, record: dict[str, Any], answer: Entry) -> None:
     """Writes the answer into the record of the night, its page and its run in MLflow."""
     promoted, folder = answer.action == "promote", home.nights / record["id"]
     said = f"{'approved' if promoted else 'refused'} by {answer.who}: {answer.reason}"
-    night = Night(folder, record)
-    night.update(state="promoted" if promoted else "kept", why=answer.reason if answer.who == OURSELVES else said)
-    night.update(next=next_steps(record))
+    facts = {"state": "promoted" if promoted else "kept", "why": answer.reason if answer.who == OURSELVES else said}
+    Night(folder, record).update(**facts, next=next_steps(record | facts))
     try:
         page = write_report(cast(Any, record), folder)
         retell_night(home, record, night_markdown(cast(Any, record)), {page: "report", folder / "night.json": "report"})
