@@ -7,12 +7,14 @@ reconcile → ingest → (validate → split → tokenize → search → evaluat
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.runtime import deployment
 
 from flows.decision import reach_decision
 from overnight import problems
@@ -20,8 +22,10 @@ from overnight.config import load_config
 from overnight.home import Home
 from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
+from overnight.notify import announce, announce_skipped, mistakes_told
 from overnight.processes import warm_up
 from overnight.tracking import registry
+from tasks.approval import after_decision
 from tasks.care import reconcile, report
 from tasks.data import ingest
 
@@ -45,24 +49,31 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         NightFailed: the night could not finish.
     """
     home = Home.from_environment()
-    config = load_config(config_path, overrides or (), problems=problems.roles())
     stages: dict[str, float] = {}
-    with one_night_at_a_time(home, config.name):
-        with timed(stages, "reconcile"):
-            reconcile(home, config.name)
-        with timed(stages, "ingest"):
-            rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
+    with ExitStack() as stack:
+        with mistakes_told(config_path):
+            config = load_config(config_path, overrides or (), problems=problems.roles())
+            stack.enter_context(one_night_at_a_time(home, config.name))
+            with timed(stages, "reconcile"):
+                reconcile(home, config.name)
+            with timed(stages, "ingest"):
+                rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
         why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
         if why:
-            return {"model": config.name, "state": "skipped", "why": why, "stages": stages}
+            skipped = {"model": config.name, "state": "skipped", "why": why, "stages": stages}
+            announce_skipped(home, config, skipped)
+            return skipped
         warm_up()
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:
             with night:
                 night.update(data=asdict(rows), lineage=lineage_of(config_path))
                 reach_decision(home, config, night, rows)
+                hours, deployed = config.promotion.approval_hours, bool(deployment.id)
+                night.update(approval=after_decision(home, config.name, hours, ask=deployed))
         finally:
             if night.record["state"] != "interrupted":
                 with night.stage("report"):
                     report(home, night.folder, night.record)
+                announce(config.notify, night)
         return night.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overnight.approval import settle
 from overnight.home import Home
 from overnight.nights import Night, night_records
 from overnight.tracking import ledger, registry, runs, store
@@ -12,7 +13,8 @@ def heal(home: Home, name: str) -> list[str]:
 
     Nights without a process are marked as interrupted (the next run may continue the latest), records that MLflow did
     not get are sent, its open runs are closed, half-made versions are deleted, an alias that somebody moved by hand
-    is written into the ledger. Optuna's trials are healed by the search that continues or replaces them.
+    is written into the ledger, and questions to a person that are over are closed. Optuna's trials are healed by the
+    search that continues or replaces them.
 
     Returns:
         What was done, one line each.
@@ -41,4 +43,5 @@ def heal(home: Home, name: str) -> list[str]:
         moved = ledger.observe(home, name)
         if moved:
             done.append(f"the champion alias was moved by other means: {moved.reason}")
+        done += settle(home, name, overdue=True)
     return done

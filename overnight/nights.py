@@ -115,6 +115,8 @@ def begin_night(
     write_json(folder / "config.json", config.model_dump(mode="json"))
     config_facts = {"description": config.description, "problem": config.problem, "base": config.model.base}
     night.update(config=config_facts, mode=config.promotion.mode, stages=dict(stages or {}))
+    if config.notify:
+        night.update(notified={})
     return night
 
 
@@ -222,8 +224,17 @@ def next_steps(record: Mapping[str, Any]) -> list[dict[str, str]]:
     config = record.get("lineage", {}).get("config", "CONFIG")
     version = (record.get("candidate") or {}).get("version")
     if state == "waiting":
-        text = f"promote version {version}, or leave the champion"
-        return [{"text": text, "command": f"overnight promote {name} {version} --reason '…'"}]
+        answer = f"{name} {version} --reason '…'"
+        steps = [
+            {"text": f"make version {version} the champion", "command": f"overnight promote {answer}"},
+            {"text": "or keep it out", "command": f"overnight refuse {answer}"},
+        ]
+        asked = record.get("approval")
+        if asked:
+            until = datetime.fromtimestamp(asked["until"]).astimezone()
+            text = f"or answer in Prefect's pages until {until:%Y-%m-%d %H:%M %Z}"
+            steps.append({"text": text, "command": asked["page"]})
+        return steps
     if state == "promoted":
         undo = (
             [{"text": "take it back", "command": f"overnight rollback {name} --reason '…'"}]

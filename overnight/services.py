@@ -101,6 +101,22 @@ def prefect_server(home: Home, meanwhile: Callable[[], object] = lambda: None) -
             leave()
 
 
+def known_server(home: Home) -> str | None:
+    """The API address of the Prefect server that answers now, the shared one or the home's own; none is started.
+
+    Sets `PREFECT_API_URL` and `PREFECT_HOME` for this process, as `prefect_server` does.
+    """
+    record = home.prefect / "server.json"
+    if home.prefect_api:
+        api = home.prefect_api
+    elif server_process(record) is None:
+        return None
+    else:
+        api = (read_json(record) or {}).get("api", "")
+        os.environ |= {"PREFECT_HOME": str(home.prefect), "PREFECT_API_URL": api}
+    return api if _answers(f"{api.rstrip('/')}/health", seconds=5) else None
+
+
 def leave_servers() -> None:
     """Leaves the servers that this process uses, for one that cannot leave its blocks any more."""
     for leave in list(_leaving):

@@ -30,7 +30,7 @@ AWAY: list[float] = [5, 20, 60, 120, 300]
 """Seconds between the attempts while a server does not answer: minutes in all, as a restart takes."""
 
 
-def _server_away(task: Any, run: Any, state: Any) -> bool:
+def server_away(task: Any, run: Any, state: Any) -> bool:
     """Retry while MLflow does not answer; anything else will not pass by itself."""
     try:
         state.result()
@@ -41,7 +41,7 @@ def _server_away(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-@task(name="evaluate", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="evaluate", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def judge(
     home: Home,
     name: str,
@@ -95,7 +95,7 @@ def judge(
     return found
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def register(
     home: Home,
     name: str,
@@ -142,7 +142,7 @@ def gate(
     return decision
 
 
-@task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def promote(
     home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, night: str
 ) -> dict[str, Any]:

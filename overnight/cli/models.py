@@ -1,4 +1,4 @@
-"""`overnight models`, `promote`, `rollback`, `history`: versions, and who put which into production."""
+"""`overnight models`, `promote`, `refuse`, `rollback`, `history`: versions, and who put which into production."""
 
 from __future__ import annotations
 
@@ -53,11 +53,34 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion, after a smoke test."""
-    from overnight.tracking import ledger, store
+    from overnight import approval
+    from overnight.tracking import store
 
     home = Home.from_environment()
     store.prepare(home)
-    _moved(ledger.promote(home, name, version, reason=reason, smoke=_smoke(home)), as_json)
+    _moved(approval.promote(home, name, version, reason=reason, smoke=_smoke(home)), as_json)
+    _settle(home, name)
+
+
+@app.command()
+def refuse(
+    name: ModelName,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version that waits.")],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a version out that waits for a person; the champion stays."""
+    from overnight import approval
+    from overnight.tracking import store
+
+    home = Home.from_environment()
+    store.prepare(home)
+    entry = approval.refuse(home, approval.waiting(home, name, version), reason=reason)
+    if as_json:
+        print_json(entry.__dict__)
+    else:
+        typer.echo(f"{name}: version {version} is kept out; ledger entry {entry.n}")
+    _settle(home, name)
 
 
 @app.command()
@@ -73,6 +96,7 @@ def rollback(
     home = Home.from_environment()
     store.prepare(home)
     _moved(ledger.rollback(home, name, reason=reason, to=to, smoke=_smoke(home)), as_json)
+    _settle(home, name)
 
 
 @app.command()
@@ -95,6 +119,22 @@ def _smoke(home: Home) -> Any:
     from overnight.scoring import smoke_in_child
 
     return lambda model: smoke_in_child(home, model)
+
+
+def _settle(home: Home, name: str) -> None:
+    """What follows from an answer or another champion: records of nights, and runs that ask in Prefect's pages."""
+    from overnight.approval import settle
+    from overnight.services import known_server
+
+    try:
+        for line in settle(home, name):
+            typer.echo(line, err=True)
+        if known_server(home):
+            from flows.approval import resolve
+
+            resolve(home, name)
+    except Exception as error:  # it is done; what is left here, the next night does
+        typer.echo(f"a run in Prefect's pages may still ask: {type(error).__name__}: {error}", err=True)
 
 
 def _moved(entry: Any, as_json: bool) -> None:

@@ -105,3 +105,9 @@ class NightRecord(TypedDict, total=False):
     lineage: dict[str, Any]
     """What the version came from, name → value: config hash, commit, study, run, versions of libraries."""
     next: list[NextStep]
+    approval: dict[str, Any]
+    """Of a waiting night: `run` and `page` in Prefect, and `until`, Unix seconds, when the champion stays."""
+    notified: dict[str, State]
+    """Variable that holds an address → the end that was sent there; absent when nobody is to be told."""
+    warnings: list[str]
+    """What went wrong besides, and cost the night nothing."""

@@ -37,8 +37,8 @@ MOVES = ("promote", "rollback", "observed")
 class Entry:
     """One line of history; `time` in epoch seconds.
 
-    `action`: promote, rollback, keep (a candidate did not become champion), observed (somebody moved the alias by
-    other means).
+    `action`: promote, rollback, keep (a candidate did not become champion), refuse (one that waited for a person is
+    kept out), observed (somebody moved the alias by other means).
     """
 
     n: int

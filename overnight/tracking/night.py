@@ -47,6 +47,19 @@ def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Ma
     close_night(home, run_id, STATUS.get(state, "KILLED"))
 
 
+def retell_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Mapping[Path, str]) -> None:
+    """Writes how a night's question was answered to its run, which is closed already.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer.
+    """
+    _, run_id = night_run(home, str(record["model"]), str(record["id"]))
+    tags = {"overnight.state": record["state"], "overnight.why": record["why"], "mlflow.note.content": note}
+    files = {str(path): folder for path, folder in artifacts.items() if path.exists()}
+    log_night(home, run_id, tags=tags, artifacts=files)
+    close_night(home, run_id, STATUS[str(record["state"])])
+
+
 _ENDS = {"value": "", "low": "/low", "high": "/high"}
 
 
