@@ -38,7 +38,7 @@ class Child:
 
     Args:
         function: importable `function(folder, **arguments) -> dict` with JSON-able values.
-        folder: where log, result and error are written; an old error there is removed.
+        folder: where log, result and error are written; an old result or error there is removed.
         threads: cores that the child's matrix products use.
         cores: processor numbers to pin the child to; None leaves it free.
         gpus: those of the visible GPUs that the child sees; empty: all.
@@ -57,7 +57,8 @@ class Child:
             raise errors.NightFailed("interrupted before the process was started")
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).unlink(missing_ok=True)
+        for left in (RESULT, ERROR):  # else a failure would pass for what an earlier child gave
+            (folder / left).unlink(missing_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._process = context.Process(
