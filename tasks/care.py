@@ -13,6 +13,7 @@ from overnight.healing import heal
 from overnight.home import Home
 from overnight.progress import emit
 from overnight.report import night_markdown, write_report
+from overnight.tracking import ledger
 from overnight.tracking.night import finish_night
 from overnight.tracking.store import TrackingUnavailable
 from tasks.artifacts import markdown, table
@@ -23,6 +24,10 @@ def reconcile(home: Home, name: str) -> list[str]:
     """Heals what a killed night left. MLflow being away is no reason not to train: it is asked again later."""
     try:
         healed = heal(home, name)
+        doubt = ledger.doubt(home, name)
+        if doubt:
+            healed.append(doubt)
+            emit(warning=doubt)
     except TrackingUnavailable as error:
         healed = [str(error)]
         emit(warning=str(error))
