@@ -2,7 +2,7 @@
 
     overnight run configs/sentiment.yaml
 
-reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report
+reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report (→ clean)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from prefect import flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.runtime import flow_run
 
 from flows.decision import reach_decision
 from overnight import problems
@@ -22,7 +23,7 @@ from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
 from overnight.processes import warm_up
 from overnight.tracking import registry
-from tasks.care import reconcile, report
+from tasks.care import cleaned_afterwards, reconcile, report
 from tasks.data import ingest
 
 
@@ -47,7 +48,7 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
     home = Home.from_environment()
     config = load_config(config_path, overrides or (), problems=problems.roles())
     stages: dict[str, float] = {}
-    with one_night_at_a_time(home, config.name):
+    with cleaned_afterwards(home, config.name, config.retention), one_night_at_a_time(home, config.name):
         with timed(stages, "reconcile"):
             reconcile(home, config.name)
         with timed(stages, "ingest"):
@@ -59,7 +60,8 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:
             with night:
-                night.update(data=asdict(rows), lineage=lineage_of(config_path))
+                runs = [*night.record.get("flow_runs", []), flow_run.get_id()]
+                night.update(data=asdict(rows), lineage=lineage_of(config_path), flow_runs=runs)
                 reach_decision(home, config, night, rows)
         finally:
             if night.record["state"] != "interrupted":

@@ -102,6 +102,12 @@ def prefect_server(home: Home, meanwhile: Callable[[], object] = lambda: None) -
             leave()
 
 
+def prefect_answers(home: Home) -> str | None:
+    """The API address of a Prefect server that answers now: the shared one or the home's; none is started."""
+    api = home.prefect_api or (read_json(home.prefect / "server.json") or {}).get("api")
+    return api if api and _answers(f"{str(api).rstrip('/')}/health", seconds=5) else None
+
+
 def leave_servers() -> None:
     """Leaves the servers that this process uses, for one that cannot leave its blocks any more."""
     for leave in list(_leaving):

@@ -290,7 +290,7 @@ def test_writers_at_the_same_time_are_put_in_line(home):
 
 
 def test_there_is_a_champion_at_every_moment(home):
-    """Somebody who asks for the champion all the time, as a server does, gets one before, during and after each move."""
+    """Somebody who asks for the champion all the time, as a server does, gets one before, during and after a move."""
     ledger.promote(home, NAME, 1, reason="r", smoke=fine)
     seen: list[int | None] = []
     over = threading.Event()

@@ -6,6 +6,7 @@ sections.py says what a file may hold, load.py reads it and words the complaints
 """
 
 from overnight.config.load import ARROW, config_hash, json_schema, load_config
+from overnight.config.operations import Retention
 from overnight.config.sections import (
     Config,
     Data,
@@ -31,6 +32,7 @@ __all__ = [
     "FurtherExpectation",
     "Model",
     "Promotion",
+    "Retention",
     "Search",
     "Split",
     "Validation",
