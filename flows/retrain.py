@@ -2,7 +2,7 @@
 
     overnight run configs/sentiment.yaml
 
-reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report
+reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report (→ clean)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 
 from flows.decision import reach_decision
 from overnight import problems
@@ -26,7 +26,7 @@ from overnight.notify import announce, announce_skipped, mistakes_told
 from overnight.processes import warm_up
 from overnight.tracking import registry
 from tasks.approval import after_decision
-from tasks.care import reconcile, report
+from tasks.care import cleaned_afterwards, reconcile, report
 from tasks.data import ingest
 
 
@@ -53,6 +53,7 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
     with ExitStack() as stack:
         with mistakes_told(config_path):
             config = load_config(config_path, overrides or (), problems=problems.roles())
+            stack.enter_context(cleaned_afterwards(home, config.name, config.retention))
             stack.enter_context(one_night_at_a_time(home, config.name))
             with timed(stages, "reconcile"):
                 reconcile(home, config.name)
@@ -67,7 +68,8 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:
             with night:
-                night.update(data=asdict(rows), lineage=lineage_of(config_path))
+                runs = [*night.record.get("flow_runs", []), flow_run.get_id()]
+                night.update(data=asdict(rows), lineage=lineage_of(config_path), flow_runs=runs)
                 reach_decision(home, config, night, rows)
                 hours, deployed = config.promotion.approval_hours, bool(deployment.id)
                 night.update(approval=after_decision(home, config.name, hours, ask=deployed))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 UNFINISHED = ("running", "failed", "interrupted")
 DECIDED = ("promoted", "kept", "waiting")
 RECORD = "night.json"
+EVERY = ".every"
+"""The lock that the nights of all models share; no model's name begins with a dot."""
 
 
 class Night:
@@ -191,7 +193,7 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
         UserError: when another process holds it, saying which.
     """
     path = home.folder("locks") / f"{re.sub(r'[^a-z0-9_-]', '_', name)}.lock"
-    with open(path, "a+") as lock:
+    with open(path, "a+") as lock, open(path.with_name(EVERY), "a+") as every:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -202,7 +204,20 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        fcntl.flock(every, fcntl.LOCK_SH)
         yield
+
+
+@contextmanager
+def no_night(home: Home) -> Iterator[bool]:
+    """Keeps nights from starting while the block runs, which must be short; False when one of any model is running."""
+    with open(home.folder("locks") / EVERY, "a+") as every:
+        try:
+            fcntl.flock(every, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def held(home: Home, name: str) -> bool:

@@ -67,7 +67,10 @@ def judge(
     models = {"candidate": str(candidate)}
     if champion:
         models["champion"] = str(registry.download(home, champion))
-    scored = run_child(score_models, folder, threads, models=models, rows=str(test), text_roles=list(kind.text_roles))
+    roles = list(kind.text_roles)
+    scored = run_child(
+        score_models, folder, threads, models=models, rows=str(test), text_roles=roles, candidate="candidate"
+    )
     predictions = json.loads((folder / PREDICTIONS).read_text())
     rows = pd.read_parquet(test)
     targets = rows[kind.target].astype(str).tolist()

@@ -8,7 +8,9 @@ import typer
 
 from overnight.cli import app
 from overnight.cli.output import AsJson, ModelName, Reason, print_json, print_table, when
+from overnight.errors import Complaint, UserError
 from overnight.home import Home
+from overnight.processes import TO_ASK, warm_up
 
 
 @app.command()
@@ -56,6 +58,7 @@ def promote(
     from overnight import approval
     from overnight.tracking import store
 
+    warm_up(TO_ASK)  # while this process imports MLflow, which takes as long
     home = Home.from_environment()
     store.prepare(home)
     _moved(approval.promote(home, name, version, reason=reason, smoke=_smoke(home)), as_json)
@@ -93,6 +96,7 @@ def rollback(
     """Bring an earlier version back, after a smoke test."""
     from overnight.tracking import ledger, store
 
+    warm_up(TO_ASK)  # while this process imports MLflow, which takes as long
     home = Home.from_environment()
     store.prepare(home)
     _moved(ledger.rollback(home, name, reason=reason, to=to, smoke=_smoke(home)), as_json)
@@ -100,19 +104,50 @@ def rollback(
 
 
 @app.command()
-def history(name: ModelName, as_json: AsJson = False) -> None:
-    """Show the ledger: who, when, why, from which version to which."""
+def history(
+    name: ModelName,
+    n: Annotated[int | None, typer.Argument(metavar="[N]", help="One entry, with the report of its gate.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the ledger: who, when, why, from which version to which; of one entry also what the gate saw."""
     from overnight.tracking import ledger, registry, store
 
     home = Home.from_environment()
     store.prepare(home)
     registry.versions(home, name)  # an unknown name is the user's mistake
     entries = ledger.read(home, name)
+    if n is not None:
+        _entry([entry for entry in entries if entry.n == n], name, n, as_json)
+        return
     if as_json:
         print_json([entry.__dict__ for entry in entries])
         return
     rows = [(e.n, when(e.time), e.action, e.from_version, e.to_version, e.who, e.reason) for e in entries]
     print_table(f"History of {name}", ("n", "when", "what", "from", "to", "who", "why"), rows)
+
+
+def _entry(entries: list[Any], name: str, n: int, as_json: bool) -> None:
+    if not entries:
+        raise UserError(Complaint(f"{name}: history", f"no such entry; `overnight history {name}` lists them", str(n)))
+    if as_json:
+        print_json([entry.__dict__ for entry in entries])
+        return
+    for entry in entries:  # two machines on one server may both have written this number
+        gate = entry.gate or {}
+        facts = [
+            ("what", entry.action),
+            ("when", when(entry.time)),
+            ("who", entry.who),
+            ("why", entry.reason),
+            ("from", entry.from_version),
+            ("to", entry.to_version),
+            ("night", entry.night),
+            *[(key, value) for key, value in gate.items() if key != "reasons"],
+        ]
+        print_table(f"Entry {n} of {name}", ("", ""), [fact for fact in facts if fact[1] is not None])
+        rules = [("✓" if r["passed"] else "✗", r["rule"], r["text"]) for r in gate.get("reasons", ())]
+        if rules:
+            print_table("The gate", ("", "rule", "what it saw"), rules)
 
 
 def _smoke(home: Home) -> Any:

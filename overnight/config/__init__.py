@@ -6,7 +6,7 @@ sections.py says what a file may hold, load.py reads it and words the complaints
 """
 
 from overnight.config.load import ARROW, config_hash, json_schema, load_config, read_notify
-from overnight.config.operations import Notification
+from overnight.config.operations import Notification, Retention
 from overnight.config.sections import (
     Config,
     Data,
@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "Notification",
     "Promotion",
+    "Retention",
     "Search",
     "Split",
     "Validation",

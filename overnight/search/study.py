@@ -27,7 +27,8 @@ class Ask:
     params: dict[str, Any]
 
 
-def _storage(storage: str) -> Any:
+def open_storage(storage: str) -> Any:
+    """Optuna's storage behind the path of a journal file or the URL of a database."""
     import optuna
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
@@ -56,7 +57,7 @@ class Study:
 
         self.search, self._model = search, model
         self._optuna = optuna
-        self._store = _storage(storage)
+        self._store = open_storage(storage)
         known = set(optuna.get_all_study_names(self._store))
         self._study = optuna.create_study(
             study_name=name,

@@ -130,11 +130,12 @@ class Follower:
             raise failure from error
 
     def _loaded(self, version: Version) -> Served:
-        from overnight.scoring import ask
+        from overnight.scoring import examine
         from overnight.training.predict import Scorer
 
-        scorer = Scorer(registry.download(self.home, version))
-        ask(scorer)
+        folder = registry.download(self.home, version)
+        scorer = Scorer(folder)
+        examine(scorer, folder)
         return Served(version, scorer)
 
     def _switch(self, served: Served) -> None:
