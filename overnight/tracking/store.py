@@ -191,6 +191,22 @@ def experiment(home: Home, name: str) -> str:
         return str(found.experiment_id)
 
 
+def relocate(database: Path, was: Path, now: Path) -> None:
+    """Tells the store of a home that was moved where its artifacts now lie: MLflow keeps their absolute addresses.
+
+    Every text column is looked at, so that a column of a later MLflow is not forgotten. Nobody may use the store.
+    """
+    old, new = f"{was.as_uri()}/", f"{now.as_uri()}/"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = connection.execute("select name from sqlite_master where type = 'table'").fetchall()
+        for (table,) in tables:
+            for column in connection.execute(f'pragma table_info("{table}")').fetchall():
+                name, kind = column[1], str(column[2]).upper()
+                if "CHAR" in kind or "TEXT" in kind:
+                    change = f'update "{table}" set "{name}" = replace("{name}", ?, ?) where instr("{name}", ?)'
+                    connection.execute(change, (old, new, old))
+
+
 def _tables(database: Path) -> bool:
     """Whether the file holds a store, so that an empty or half-made one is made anew."""
     if not database.exists():
