@@ -32,6 +32,8 @@ QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    # a server's client would print addresses on standard output, into what --json gives
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # else the uv.lock and pyproject.toml of the folder we happen to run in travel with every model
     "MLFLOW_UV_AUTO_DETECT": "false",
