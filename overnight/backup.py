@@ -1,4 +1,4 @@
-"""All state in one folder, and back.
+"""All state in one folder; `restore` puts it back.
 
     DIR/home/…             the files of the home; SQLite databases through their own backup, so that servers may run
     DIR/databases/…        SQL dumps of the databases behind shared servers
@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from overnight.errors import Complaint, NightFailed, UserError
-from overnight.home import Home, Stores, read_json, redact, write_json
-from overnight.nights import held, night_records, one_night_at_a_time
-from overnight.services import server_process
+from overnight.home import Home, Stores, redact, write_json
+from overnight.nights import night_records, one_night_at_a_time
 from overnight.stores import Bucket, Database
-from overnight.tracking import registry, store
+from overnight.tracking import registry
 
 MANIFEST = "manifest.json"
-MADE_AGAIN = ("data", "models", "validations", "smoke", "locks")
-"""Folders of the home that are left out: caches, and locks, which belong to living processes."""
-STAGING = ".restoring"
+MADE_AGAIN = ("data", "models", "validations", "smoke", "locks", ".restoring")
+"""Folders of the home that are left out: caches, locks, which belong to living processes, a restore that was killed."""
 SQLITE = b"SQLite format 3\0"
 
 
@@ -48,7 +46,7 @@ def back_up(home: Home, stores: Stores, folder: Path, home_only: bool = False) -
             environment names a shared server but not what lies behind it.
         NightFailed: a database is damaged, or a store cannot be reached.
     """
-    databases, bucket = _shared(home, stores, home_only)
+    databases, bucket = shared_stores(home, stores, home_only)
     _check_folder(home, folder)
     with _quiet(home):
         for source, path in _home_files(home.root):
@@ -70,72 +68,16 @@ def back_up(home: Home, stores: Stores, folder: Path, home_only: bool = False) -
         "home": str(home.root),
         "databases": sorted(databases),
         "artifacts": bucket is not None,
-        "files": {
-            name: {"bytes": path.stat().st_size, "sha256": registry.sha256(path)} for name, path in files.items()
-        },
+        "files": {name: _facts(path) for name, path in files.items()},
     }
     write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def restore(home: Home, stores: Stores, folder: Path, force: bool = False, home_only: bool = False) -> dict[str, Any]:
-    """Puts a backup in place of the home and of what lies behind shared servers; the home may lie elsewhere than then.
-
-    Everything is verified and asked before anything is touched. A database is replaced as a whole or not at all; so is
-    the home.
-
-    Args:
-        force: replaces what is there.
-        home_only: restores the home alone.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        UserError: the backup is not whole, something is in use or not empty, or the environment does not name what the
-            backup holds.
-        NightFailed: a database or the store refused.
-    """
-    manifest = verified(folder)
-    databases, bucket = _shared(home, stores, home_only)
-    if not home_only:
-        _check_targets(home, manifest, databases, bucket)
-    _check_unused(home)
-    if not force:
-        _check_empty(home, databases, bucket)
-    for name, database in databases.items():
-        database.load(folder / "databases" / f"{name}.sql")
-    if bucket:
-        bucket.put(folder / "artifacts")
-    _place_home(home, folder / "home", Path(manifest["home"]))
-    return manifest
-
-
-def verified(folder: Path) -> dict[str, Any]:
-    """The manifest of a backup whose files are all there and unchanged.
-
-    Raises:
-        UserError: with one complaint a file.
-    """
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        raise UserError(Complaint(str(folder), f"is no whole backup, {MANIFEST} is written last and is not there"))
-    wrong = []
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(Complaint(str(path), "is missing from the backup"))
-        elif path.stat().st_size != facts["bytes"] or registry.sha256(path) != facts["sha256"]:
-            wrong.append(Complaint(str(path), "is not what was backed up"))
-    if wrong:
-        raise UserError(*wrong)
     return manifest
 
 
 # -- what there is -----------------------------------------------------------------------------------------------------
 
 
-def _shared(home: Home, stores: Stores, home_only: bool) -> tuple[dict[str, Database], Bucket | None]:
+def shared_stores(home: Home, stores: Stores, home_only: bool) -> tuple[dict[str, Database], Bucket | None]:
     """The databases by name and the bucket behind the servers that the environment names."""
     if home_only:
         return {}, None
@@ -181,7 +123,7 @@ def _home_files(root: Path) -> Iterator[tuple[Path, Path]]:
     for parent, folders, names in os.walk(root, followlinks=True):
         here = Path(parent)
         if here == root:
-            folders[:] = [name for name in folders if name not in (*MADE_AGAIN, STAGING)]
+            folders[:] = [name for name in folders if name not in MADE_AGAIN]
         folders.sort()
         for name in sorted(names):
             if name == "server.json" or name.endswith((".lock", "-wal", "-shm", "-journal")) or name.startswith("."):
@@ -239,84 +181,3 @@ def _whole_lines(path: Path) -> None:
     """Cuts a line that was being written, so that what is appended later does not continue it."""
     with open(path, "r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-# -- restoring ---------------------------------------------------------------------------------------------------------
-
-
-def _check_targets(home: Home, manifest: dict[str, Any], databases: dict[str, Database], bucket: Bucket | None) -> None:
-    kept = set(manifest["databases"]) | ({"artifacts"} if manifest["artifacts"] else set())
-    named = set(databases) | ({"artifacts"} if bucket else set())
-    if kept != named:
-        holds = f"the backup holds {_words(kept)}, the environment names {_words(named)}"
-        raise UserError(Complaint("restore", f"{holds} (of shared servers); --home-only restores the home alone"))
-    if "mlflow" in kept and not bucket and manifest["home"] != str(home.root):
-        rule = f"must be {manifest['home']}, since MLflow's database names the artifacts in it"
-        raise UserError(Complaint("OVERNIGHT_HOME", rule, str(home.root)))
-
-
-def _words(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
-
-def _check_unused(home: Home) -> None:
-    running = [path.stem for path in (home.root / "locks").glob("*.lock") if held(home, path.stem)]
-    used = [Complaint(name, "a process holds this model; end it before a restore") for name in sorted(running)]
-    for name in ("prefect", "mlflow"):
-        if server_process(home.root / name / "server.json"):
-            used.append(Complaint(f"{name} server", "of this home runs; end the command that uses it before a restore"))
-    if used:
-        raise UserError(*used)
-
-
-def _check_empty(home: Home, databases: dict[str, Database], bucket: Bucket | None) -> None:
-    full = []
-    if home.root.exists() and any(home.root.iterdir()):
-        full.append(str(home.root))
-    full += [database.where for database in databases.values() if not database.empty()]
-    if bucket and next(bucket.keys(), None) is not None:
-        full.append(bucket.where)
-    if full:
-        raise UserError(*[Complaint(where, "is not empty; --force replaces what it holds") for where in full])
-
-
-def _place_home(home: Home, source: Path, was: Path) -> None:
-    """Copied beside its place and told where it now lies, then moved there whole.
-
-    Inside of the home, which may be the mount point of a volume.
-    """
-    staging = home.folder() / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    if source.exists():
-        shutil.copytree(source, staging)
-    else:  # of an installation whose home held nothing
-        staging.mkdir()
-    if was != home.root:
-        database = staging / "mlflow" / "mlflow.db"
-        if database.exists():
-            store.relocate(database, was, home.root)
-        for path in [*staging.glob("nights/*/night.json"), *staging.glob("nights/*/trials/*/params.json")]:
-            facts = read_json(path)
-            if facts is not None:
-                write_json(path, _relocated(facts, str(was), str(home.root)))
-    for old in home.root.iterdir():
-        if old == staging:
-            continue
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    for new in staging.iterdir():
-        new.rename(home.root / new.name)
-    staging.rmdir()
-
-
-def _relocated(facts: Any, was: str, now: str) -> Any:
-    """The facts with every path below `was` as one below `now`."""
-    if isinstance(facts, dict):
-        return {key: _relocated(value, was, now) for key, value in facts.items()}
-    if isinstance(facts, list):
-        return [_relocated(value, was, now) for value in facts]
-    if isinstance(facts, str) and facts.startswith(f"{was}/"):
-        return now + facts[len(was) :]
-    return facts

@@ -63,7 +63,7 @@ def write_passwords(path: Path, force: bool = False) -> None:
 def _text() -> str:
     lines = [HEAD]
     for name, meaning in PASSWORDS.items():
-        password = secrets.token_urlsafe(32).replace("-", "a").replace("_", "b")
+        password = secrets.token_hex(24)  # letters and digits: it stands in addresses too
         if meaning:
             lines.append(f"# {meaning}\n")
         lines.append(f"{name}={'admin:' if name == 'PREFECT_AUTH_STRING' else ''}{password}\n")

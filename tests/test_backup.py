@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from overnight.backup import back_up, restore
+from overnight.backup import back_up
 from overnight.cli import run
 from overnight.errors import NightFailed, UserError
 from overnight.home import Home, Stores, write_json
 from overnight.nights import one_night_at_a_time
+from overnight.restore import put_back
 from overnight.tracking import ledger, registry, runs, store
 
 NAME = "sentiment"
@@ -75,7 +76,7 @@ def test_a_home_is_restored_elsewhere(home, tmp_path):
     back_up(home, NOWHERE, tmp_path / "backup")
     shutil.rmtree(home.root)
     new = other(tmp_path)
-    restore(new, NOWHERE, tmp_path / "backup")
+    put_back(new, NOWHERE, tmp_path / "backup")
     champion = registry.champion(new, NAME)
     assert champion is not None and champion.number == 1
     weights = registry.download(new, champion)  # compares them with the checksum of the registration
@@ -102,7 +103,7 @@ def test_the_doctor_finds_a_restored_home_healthy(home, tmp_path):
 
     back_up(home, NOWHERE, tmp_path / "backup")
     new = other(tmp_path)
-    restore(new, NOWHERE, tmp_path / "backup")
+    put_back(new, NOWHERE, tmp_path / "backup")
     findings = examine(new)
     assert not [f for f in findings if f.state in ("broken", "healed")]
     assert "champion is version 1; its weights are as registered" in [f.found for f in findings]
@@ -129,11 +130,11 @@ def test_a_changed_backup_is_refused(home, tmp_path):
     (tmp_path / "backup" / "home" / "nights" / NIGHT / "night.json").unlink()
     new = other(tmp_path)
     with pytest.raises(UserError) as refused:
-        restore(new, NOWHERE, tmp_path / "backup")
+        put_back(new, NOWHERE, tmp_path / "backup")
     assert [c.rule for c in refused.value.complaints] == ["is not what was backed up", "is missing from the backup"]
     (tmp_path / "backup" / "manifest.json").unlink()
     with pytest.raises(UserError, match="no whole backup"):
-        restore(new, NOWHERE, tmp_path / "backup")
+        put_back(new, NOWHERE, tmp_path / "backup")
     assert not new.root.exists()
 
 
@@ -142,9 +143,9 @@ def test_what_is_there_is_replaced_only_by_force(home, tmp_path):
     back_up(home, NOWHERE, tmp_path / "backup")
     (home.nights / "later").mkdir()
     with pytest.raises(UserError, match="--force"):
-        restore(home, NOWHERE, tmp_path / "backup")
+        put_back(home, NOWHERE, tmp_path / "backup")
     assert (home.nights / "later").exists()
-    restore(home, NOWHERE, tmp_path / "backup", force=True)
+    put_back(home, NOWHERE, tmp_path / "backup", force=True)
     assert not (home.nights / "later").exists() and not list(home.root.glob(".*"))
     assert registry.champion(home, NAME).number == 1
 
@@ -156,7 +157,7 @@ def test_a_running_night_is_left_alone(home, tmp_path):
         with pytest.raises(UserError, match="another night of this model is running"):
             back_up(home, NOWHERE, tmp_path / "second")
         with pytest.raises(UserError, match="a process holds this model"):
-            restore(home, NOWHERE, tmp_path / "backup", force=True)
+            put_back(home, NOWHERE, tmp_path / "backup", force=True)
     assert not (tmp_path / "second" / "manifest.json").exists()
 
 

@@ -47,10 +47,10 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup back, after its checksums were verified. Nothing may run on the state that it replaces."""
-    from overnight import backup
+    from overnight.restore import put_back
 
     home = Home.from_environment()
-    _tell("restored", backup.restore(home, Stores.from_environment(), folder, force, home_only), folder, as_json)
+    _tell("restored", put_back(home, Stores.from_environment(), folder, force, home_only), folder, as_json)
 
 
 def _tell(what: str, manifest: dict[str, Any], folder: Path, as_json: bool) -> None:
