@@ -33,7 +33,7 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         previous = last_accepted(home, config.name)
         docs = folder / "data_docs"
         clean = validate(rows, config.validation, config.data.slices, config.problem, model, previous, folder, docs)
-        night.update(data={**night.record["data"], **asdict(clean)})
+        night.update(data={**night.record["data"], **asdict(clean), "previous": previous})
         if not clean.accepted:
             raise DataRefused(*clean.why)
 

@@ -137,6 +137,7 @@ def search(
         "params": best.params,
         "trials": rows,
         "counts": study.counts,
+        "importances": study.importances(),
         "seconds": round(time.monotonic() - begun, 2),
         "preparation_seconds": round(beforehand, 2),
         "places": str(places),

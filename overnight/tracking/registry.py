@@ -337,7 +337,7 @@ def save_model(
     shutil.copytree(folder, staged, copy_function=_link)
     code = path.parent / "code" / "overnight"
     package = Path(__file__).parents[1]
-    shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"))
+    shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.gz"))
     mlflow.pyfunc.save_model(
         str(path),
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
