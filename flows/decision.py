@@ -95,6 +95,6 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         night.update(decision=decision.record())
 
     with night.stage("promote"):
-        entry = promote(home, version, champion, decision, night.id)
+        entry = promote(home, version, champion, decision, night.record)
         state = {"promote": "promoted", "keep": "kept", "wait": "waiting"}[decision.outcome]
         night.update(ledger=entry, state=state)

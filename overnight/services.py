@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -184,6 +185,14 @@ def start_server(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+
+
+def mlflow_pages(home: Home) -> str | None:
+    """Where MLflow's pages are served now, by the shared server or on the home's own store; None: nowhere."""
+    if home.tracking_uri.startswith(("http://", "https://")):
+        return re.sub("//[^/@]*@", "//", home.tracking_uri).rstrip("/")
+    record = home.mlflow / "server.json"
+    return str((read_json(record) or {}).get("ui")) if server_process(record) else None
 
 
 def _running(folder: Path) -> str | None:

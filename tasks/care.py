@@ -13,9 +13,10 @@ from overnight.healing import heal
 from overnight.home import Home
 from overnight.progress import emit
 from overnight.report import night_markdown, write_report
-from overnight.tracking.night import finish_night
+from overnight.services import mlflow_pages
+from overnight.tracking.night import DOCS, REPORT, artifact_pages, finish_night
 from overnight.tracking.store import TrackingUnavailable
-from tasks.artifacts import markdown, table
+from tasks.artifacts import link, markdown, table
 
 
 @task(name="reconcile", cache_policy=NO_CACHE)
@@ -28,6 +29,20 @@ def reconcile(home: Home, name: str) -> list[str]:
         emit(warning=str(error))
     table("reconcile", [{"what": line} for line in healed or ["nothing to heal"]], "What earlier nights left")
     return healed
+
+
+def _links(home: Home, record: Mapping[str, Any], page: Path) -> None:
+    """Where the night is told: the page, and MLflow's pages where they are served."""
+    name, number = str(record["model"]), (record.get("candidate") or {}).get("version")
+    link("report-page", page.as_uri(), "report.html", "The morning report, on the machine of the night")
+    served = mlflow_pages(home)
+    if served is None:
+        return
+    pages = artifact_pages(home, name, str(record["id"]))
+    link("mlflow-run", f"{served}/{pages['run']}", str(record["id"]), "The night's run in MLflow")
+    if number is not None:
+        where = f"{served}/#/models/{name}/versions/{number}"
+        link("mlflow-version", where, f"{name} version {number}", "The candidate in MLflow's registry")
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -49,12 +64,14 @@ def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str
             record,
             text,
             {
-                page: "report",
-                folder / "confusion_matrix.png": "report",
-                folder / "night.json": "report",
+                page: REPORT,
+                folder / "confusion_matrix.png": REPORT,
+                folder / "night.json": REPORT,
                 folder / "config.json": "",
+                folder / "data_docs": DOCS,
             },
         )
+        _links(home, record, page)
     except TrackingUnavailable as error:
         sent = str(error)
         emit(warning=sent)

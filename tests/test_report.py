@@ -10,6 +10,7 @@ import json
 import re
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,15 @@ from rich.console import Console
 from overnight.config import Promotion
 from overnight.evaluation import compare, evaluate
 from overnight.promotion import decide
-from overnight.report import decision_markdown, html, terminal, trials_rows, validation_rows
+from overnight.report import (
+    decision_markdown,
+    html,
+    model_markdown,
+    terminal,
+    trials_rows,
+    validation_rows,
+    version_markdown,
+)
 from overnight.report.curves import read_curves
 from overnight.report.pictures import drawn, png, svg
 from overnight.report.plots import plots
@@ -389,6 +398,26 @@ def test_decision_as_markdown():
     assert len(lines) == 4 + len(record["reasons"]) and lines[7].startswith("| ✗ | chance | gain +0.000 macro\\_f1")
     assert decision_markdown(night(mode="dry-run")["decision"]).startswith("# Dry run: would promote\n")
     assert decision_markdown(night(mode="manual")["decision"]).startswith("# Wait for a person\n")
+
+
+def test_version_as_markdown():
+    """Why, against what, the numbers with intervals, where all stands; a name cannot leave its cell."""
+    pages = {"run": "#/r", "report": "#/r/artifacts/report/report.html", "docs": "#/d"}
+    record = night(labels=("bad", "a|b"))
+    lines = version_markdown(record, "promote", pages, Path("/home/n1")).splitlines()
+    assert lines[0] == "**Promoted** by night `sentiment-20261123-021500`, against version 7"
+    assert any(re.fullmatch(r"\| ✓ \| chance \| gain .*interval.* \|", line) for line in lines)
+    assert "| test rows | version 8 | version 7 |" in lines
+    numbers = r"\| macro\\_f1 \| 0\.\d{3} \[0.*\] \| 0\.\d{3} \[0.*\] \|"
+    assert any(re.fullmatch(numbers, line) for line in lines) and any(r"f1/a\|b" in line for line in lines)
+    assert r"Trial 0: learning\_rate 4.2e-05, epochs 2" in lines
+    assert f"- [Morning report]({pages['report']}), `/home/n1/report.html`" in lines
+    assert "overnight promote sentiment 8 --reason TEXT" in lines
+    first = version_markdown(night(champion=None, comparison=None), "keep", pages, Path("/home/n1"))
+    assert first.startswith("**Kept out of production** by night") and "with no champion before" in first
+    assert "| test rows | version 8 |\n|---|---|\n" in first
+    told = model_markdown("sentiment", "What people think")
+    assert told.startswith("What people think\n") and "models:/sentiment@champion" in told
 
 
 def test_tables_for_artifacts():

@@ -10,6 +10,8 @@ from overnight.home import Home
 from overnight.tracking.runs import DatasetUsed, close_night, log_night, open_night
 from overnight.tracking.store import experiment
 
+REPORT, DOCS = "report", "data_docs"
+"""Folders among the artifacts of a night's run."""
 STATUS = {"promoted": "FINISHED", "kept": "FINISHED", "waiting": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
 
 
@@ -45,6 +47,13 @@ def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Ma
     files = {str(path): folder for path, folder in artifacts.items() if path.exists()}
     log_night(home, run_id, metrics=metrics, tags=known, artifacts=files, datasets=_datasets(record))
     close_night(home, run_id, STATUS.get(state, "KILLED"))
+
+
+def artifact_pages(home: Home, model: str, night: str) -> dict[str, str]:
+    """Name → address of what a night leaves on its run, as a link that works on MLflow's own pages."""
+    experiment_id, run_id = night_run(home, model, night)
+    run = f"#/experiments/{experiment_id}/runs/{run_id}"
+    return {"run": run, "report": f"{run}/artifacts/{REPORT}/report.html", "docs": f"{run}/artifacts/{DOCS}/index.html"}
 
 
 _ENDS = {"value": "", "low": "/low", "high": "/high"}

@@ -41,6 +41,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 COMPLETE, METRICS, SHA256 = "overnight.complete", "overnight.metrics", "overnight.weights_sha256"
 WEIGHTS = "model.safetensors"
 FOLDER = "artifacts/model"
+OURS = "<!-- written by overnight -->"
+"""Ends the descriptions that we wrote; MLflow's pages do not show it."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scikit-learn")
 
 
@@ -246,6 +248,25 @@ def set_tags(home: Home, name: str, number: int, tags: Mapping[str, Any]) -> Non
     with reaching(home):
         for key, value in tags.items():
             client(home).set_model_version_tag(name, str(number), key, str(value)[:5000])
+
+
+def set_description(home: Home, name: str, text: str, number: int | None = None) -> None:
+    """The Markdown that MLflow's pages show of a version, or without a number of the registered model itself.
+
+    What a person wrote about the model is left alone, unless `text` says it too.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer.
+    """
+    written = f"{text[: 4990 - len(OURS)]}\n\n{OURS}"  # the column holds 5,000 characters
+    with reaching(home):
+        mlflow = client(home)
+        if number is not None:
+            mlflow.update_model_version(name, str(number), written)
+            return
+        known = mlflow.get_registered_model(name).description or ""
+        if OURS in known or known in text:
+            mlflow.update_registered_model(name, written)
 
 
 def download(home: Home, version: Version) -> Path:
