@@ -50,6 +50,8 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # the pages that come up first: those of version 2 ask amplitude.com, whatever the line above says
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
         # the pages keep the log, the terminal shows our own progress
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",

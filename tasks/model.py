@@ -21,7 +21,7 @@ from overnight.promotion import Decision, decide
 from overnight.report import confusion_matrix_png, decision_markdown, model_markdown, version_markdown
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
 from overnight.tracking import ledger, registry
-from overnight.tracking.night import artifact_pages, night_run
+from overnight.tracking.night import night_run, pages_of
 from overnight.tracking.registry import Version
 from overnight.tracking.store import TrackingUnavailable
 from tasks.artifacts import markdown
@@ -179,7 +179,7 @@ def promote(
             night=night,
             gate=outcome,
         )
-    pages = artifact_pages(home, version.name, night)
+    pages = pages_of(*night_run(home, version.name, night))
     told = version_markdown(cast(Any, record), decision.outcome, pages, home.nights / night)
     registry.set_description(home, version.name, told, version.number)
     registry.set_description(home, version.name, model_markdown(version.name, record["config"]["description"]))

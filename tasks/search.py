@@ -152,9 +152,8 @@ def _show(study: Study, shown: Callable[[float, str], None]) -> None:
     """How far the search is, on its artifact."""
     counts = study.counts
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    if counts["finished"]:
-        said += f"; best is trial {study.best().number}"
-    shown(100 * sum(counts.values()) / study.search.wanted, f"of {study.search.wanted} trials {said}")
+    best = f"; best is trial {study.best().number}" if counts["finished"] else ""
+    shown(100 * sum(counts.values()) / study.search.wanted, f"{said} of {study.search.wanted} trials{best}")
 
 
 def evaluations_of(search: Search, training: Training) -> int:

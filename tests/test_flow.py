@@ -58,7 +58,7 @@ def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
     artifacts = {a["key"]: a for a in httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()}
     assert {"validation", "trials", "evaluation", "decision", "report"} <= set(artifacts)
     assert artifacts["search"]["type"] == "progress" and artifacts["search"]["data"] == 100.0
-    assert "of 2 trials" in artifacts["search"]["description"] and "best is trial" in artifacts["search"]["description"]
+    assert "of 2 trials; best is trial" in artifacts["search"]["description"]
     page = (project.home / "nights" / first["id"] / "report.html").as_uri()
     assert artifacts["report-page"]["data"] == f"[report.html]({page})"
     assert "mlflow-run" not in artifacts, "MLflow's pages are served nowhere"
@@ -93,7 +93,7 @@ def test_registry_says_why_and_how(project, first):
 
     client = MlflowClient(tracking_uri=f"sqlite:///{project.home / 'mlflow' / 'mlflow.db'}")
     version = client.get_model_version("tiny", "1")
-    assert version.description.startswith(f"**Promoted** by night `{first['id']}`, with no champion before")
+    assert version.description.startswith(f"Promoted by night {first['id']}, with no champion before.\n")
     run = f"#/experiments/{client.get_run(version.run_id).info.experiment_id}/runs/{version.run_id}"
     assert f"[Morning report]({run}/artifacts/report/report.html)" in version.description
     assert "models:/tiny@champion" in client.get_registered_model("tiny").description

@@ -405,17 +405,17 @@ def test_version_as_markdown():
     pages = {"run": "#/r", "report": "#/r/artifacts/report/report.html", "docs": "#/d"}
     record = night(labels=("bad", "a|b"))
     lines = version_markdown(record, "promote", pages, Path("/home/n1")).splitlines()
-    assert lines[0] == "**Promoted** by night `sentiment-20261123-021500`, against version 7"
-    assert any(re.fullmatch(r"\| ✓ \| chance \| gain .*interval.* \|", line) for line in lines)
-    assert "| test rows | version 8 | version 7 |" in lines
-    numbers = r"\| macro\\_f1 \| 0\.\d{3} \[0.*\] \| 0\.\d{3} \[0.*\] \|"
+    assert lines[0] == "Promoted by night sentiment-20261123-021500, against version 7."
+    assert any(re.fullmatch(r"\| ✓ chance \| &emsp;gain .*interval.* \|", line) for line in lines)
+    assert "| metric | &emsp;version 8 | &emsp;version 7 |" in lines
+    numbers = r"\| macro\\_f1 \| &emsp;0\.\d{3} \[0.*\] \| &emsp;0\.\d{3} \[0.*\] \|"
     assert any(re.fullmatch(numbers, line) for line in lines) and any(r"f1/a\|b" in line for line in lines)
     assert r"Trial 0: learning\_rate 4.2e-05, epochs 2" in lines
     assert f"- [Morning report]({pages['report']}), `/home/n1/report.html`" in lines
     assert "overnight promote sentiment 8 --reason TEXT" in lines
     first = version_markdown(night(champion=None, comparison=None), "keep", pages, Path("/home/n1"))
-    assert first.startswith("**Kept out of production** by night") and "with no champion before" in first
-    assert "| test rows | version 8 |\n|---|---|\n" in first
+    assert first.startswith("Kept out of production by night") and "with no champion before" in first
+    assert "| metric | &emsp;version 8 | &emsp;no champion |\n|---|---|---|\n" in first
     told = model_markdown("sentiment", "What people think")
     assert told.startswith("What people think\n") and "models:/sentiment@champion" in told
 

@@ -21,13 +21,16 @@ def night_run(home: Home, model: str, night: str) -> tuple[str, str]:
     return experiment_id, open_night(home, experiment_id, night)
 
 
-def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Mapping[Path, str]) -> None:
+def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Mapping[Path, str]) -> tuple[str, str]:
     """Writes what the night learnt to its run, with `note` as its description, and closes it.
+
+    Returns:
+        Experiment id and run id.
 
     Raises:
         TrackingUnavailable: when MLflow does not answer; the next night's reconcile closes the run then.
     """
-    _, run_id = night_run(home, str(record["model"]), str(record["id"]))
+    experiment_id, run_id = night_run(home, str(record["model"]), str(record["id"]))
     state = str(record["state"])
     metrics = {f"seconds/{name}": value for name, value in record.get("stages", {}).items()}
     candidate = record.get("candidate") or {}
@@ -47,13 +50,14 @@ def finish_night(home: Home, record: Mapping[str, Any], note: str, artifacts: Ma
     files = {str(path): folder for path, folder in artifacts.items() if path.exists()}
     log_night(home, run_id, metrics=metrics, tags=known, artifacts=files, datasets=_datasets(record))
     close_night(home, run_id, STATUS.get(state, "KILLED"))
+    return experiment_id, run_id
 
 
-def artifact_pages(home: Home, model: str, night: str) -> dict[str, str]:
-    """Name → address of what a night leaves on its run, as a link that works on MLflow's own pages."""
-    experiment_id, run_id = night_run(home, model, night)
+def pages_of(experiment_id: str, run_id: str) -> dict[str, str]:
+    """Name → address of a night's run and of what it leaves there, as links that work on MLflow's own pages."""
     run = f"#/experiments/{experiment_id}/runs/{run_id}"
-    return {"run": run, "report": f"{run}/artifacts/{REPORT}/report.html", "docs": f"{run}/artifacts/{DOCS}/index.html"}
+    paths = {"run": "", "report": f"/artifacts/{REPORT}/report.html", "docs": f"/artifacts/{DOCS}/index.html"}
+    return {name: f"{run}{path}?workflowType=machine_learning" for name, path in paths.items()}
 
 
 _ENDS = {"value": "", "low": "/low", "high": "/high"}
