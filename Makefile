@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test bench lint types check docs lock install clean
+.PHONY: run test bench lint types check docs vega lock install clean
 
 run: $(INSTALLED)  ## the night of CONFIG
 	@$(BIN)/overnight run $(CONFIG)
@@ -40,6 +40,12 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)  ## docs/configuration.md and docs/commands.md, made from the code
 	@$(BIN)/python docs/generate.py
+
+# the one file of others that the project carries: a report must not need the network; vega.LICENSE says whose it is
+vega: $(INSTALLED)  ## overnight/report/vega.js.gz, the plotting library inside the reports, bundled anew
+	@$(BIN)/uv run --no-project --isolated --with vl-convert-python==1.9.0.post1 python -c "import gzip, vl_convert; \
+		script = vl_convert.javascript_bundle(vl_version='6.4').encode(); \
+		open('overnight/report/vega.js.gz', 'wb').write(gzip.compress(script, 9, mtime=0))"
 
 check: lint types test  ## all that CI runs
 

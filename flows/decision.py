@@ -33,7 +33,7 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         previous = last_accepted(home, config.name)
         docs = folder / "data_docs"
         clean = validate(rows, config.validation, config.data.slices, config.problem, model, previous, folder, docs)
-        night.update(data={**night.record["data"], **asdict(clean)})
+        night.update(data={**night.record["data"], **asdict(clean), "previous": previous})
         if not clean.accepted:
             raise DataRefused(*clean.why)
 
@@ -95,6 +95,6 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         night.update(decision=decision.record())
 
     with night.stage("promote"):
-        entry = promote(home, version, champion, decision, night.id)
+        entry = promote(home, version, champion, decision, night.record)
         state = {"promote": "promoted", "keep": "kept", "wait": "waiting"}[decision.outcome]
         night.update(ledger=entry, state=state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,8 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # the pages that come up first: those of version 2 ask amplitude.com, whatever the line above says
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
         # the pages keep the log, the terminal shows our own progress
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -199,6 +202,14 @@ def start_server(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+
+
+def mlflow_pages(home: Home) -> str | None:
+    """Where MLflow's pages are served now, by the shared server or on the home's own store; None: nowhere."""
+    if home.tracking_uri.startswith(("http://", "https://")):
+        return re.sub("//[^/@]*@", "//", home.tracking_uri).rstrip("/")
+    record = home.mlflow / "server.json"
+    return str((read_json(record) or {}).get("ui")) if server_process(record) else None
 
 
 def _running(folder: Path) -> str | None:

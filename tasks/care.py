@@ -16,10 +16,11 @@ from overnight.healing import heal
 from overnight.home import Home
 from overnight.progress import emit
 from overnight.report import night_markdown, write_report
+from overnight.services import mlflow_pages
 from overnight.tracking import ledger
-from overnight.tracking.night import finish_night
+from overnight.tracking.night import DOCS, REPORT, finish_night, pages_of
 from overnight.tracking.store import TrackingUnavailable
-from tasks.artifacts import markdown, table
+from tasks.artifacts import link, markdown, table
 from tasks.history import delete_flow_runs
 
 
@@ -39,6 +40,20 @@ def reconcile(home: Home, name: str) -> list[str]:
     return healed
 
 
+def _links(home: Home, record: Mapping[str, Any], page: Path, experiment_id: str, run_id: str) -> None:
+    """Where the night is told: the page, and MLflow's pages where they are served."""
+    name, number = str(record["model"]), (record.get("candidate") or {}).get("version")
+    link("report-page", page.as_uri(), "report.html", "The morning report, on the machine of the night")
+    served = mlflow_pages(home)
+    if served is None:
+        return
+    run = pages_of(experiment_id, run_id)["run"]
+    link("mlflow-run", f"{served}/{run}", str(record["id"]), "The night's run in MLflow")
+    if number is not None:
+        where = f"{served}/#/models/{name}/versions/{number}"
+        link("mlflow-version", where, f"{name} version {number}", "The candidate in MLflow's registry")
+
+
 @task(name="report", cache_policy=NO_CACHE)
 def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Writes the morning report: an HTML page, a page in Prefect, and both on the night's run in MLflow.
@@ -53,17 +68,19 @@ def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str
     except Exception as error:
         emit(warning=f"the report could not be drawn: {type(error).__name__}: {error}")
     try:
-        finish_night(
+        run = finish_night(
             home,
             record,
             text,
             {
-                page: "report",
-                folder / "confusion_matrix.png": "report",
-                folder / "night.json": "report",
+                page: REPORT,
+                folder / "confusion_matrix.png": REPORT,
+                folder / "night.json": REPORT,
                 folder / "config.json": "",
+                folder / "data_docs": DOCS,
             },
         )
+        _links(home, record, page, *run)
     except TrackingUnavailable as error:
         sent = str(error)
         emit(warning=sent)

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,10 +18,10 @@ from overnight.evaluation import Comparison, Evaluation, compare, evaluate
 from overnight.home import Home
 from overnight.processes import run_child
 from overnight.promotion import Decision, decide
-from overnight.report import confusion_matrix_png, decision_markdown
+from overnight.report import confusion_matrix_png, decision_markdown, model_markdown, version_markdown
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
 from overnight.tracking import ledger, registry
-from overnight.tracking.night import night_run
+from overnight.tracking.night import night_run, pages_of
 from overnight.tracking.registry import Version
 from overnight.tracking.store import TrackingUnavailable
 from tasks.artifacts import markdown
@@ -147,9 +147,14 @@ def gate(
 
 @task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def promote(
-    home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, night: str
+    home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the decision on the version and into the ledger, and moves the alias when it says so."""
+    """Writes the decision on the version and into the ledger, and moves the alias when it says so.
+
+    Args:
+        record: the night's, of which the descriptions in MLflow tell.
+    """
+    night = str(record["id"])
     outcome = decision.record()
     tags = {"overnight.decision": decision.outcome, "overnight.reasons": json.dumps(outcome["reasons"])[:4900]}
     registry.set_tags(home, version.name, version.number, tags)
@@ -177,6 +182,10 @@ def promote(
             night=night,
             gate=outcome,
         )
+    pages = pages_of(*night_run(home, version.name, night))
+    told = version_markdown(cast(Any, record), decision.outcome, pages, home.nights / night)
+    registry.set_description(home, version.name, told, version.number)
+    registry.set_description(home, version.name, model_markdown(version.name, record["config"]["description"]))
     return {"n": entry.n, "action": entry.action, "reason": entry.reason}
 
 

@@ -14,6 +14,7 @@ from overnight.report.words import (
     interval,
     metric_lines,
     moment,
+    overhead,
     parameters,
     point,
     sure,
@@ -170,8 +171,8 @@ def _cost(record: NightRecord) -> Iterator[tuple[str, str]]:
     stages = record.get("stages") or {}
     longest = sorted(stages, key=lambda name: -stages[name])[:MOST_STAGES]
     parts = [f"{name} {duration(stages[name])}" for name in stages if name in longest]
-    seconds = took(record)
-    if "overhead" in record and seconds:
-        parts.append(f"overhead {duration(record['overhead'])} ({100 * record['overhead'] / seconds:.0f} %)")
+    share = overhead(record)
+    if share is not None:
+        parts.append(f"overhead {duration(record['overhead'])} ({100 * share:.0f} %)")
     if parts:
         yield "cost", " · ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -96,6 +97,12 @@ def evaluation(record: NightRecord, which: Literal["candidate", "champion"]) -> 
     return judged.get("evaluation") if judged else None
 
 
+def metric(record: NightRecord) -> str:
+    """The name of the metric that the night is about."""
+    shown = evaluation(record, "candidate") or evaluation(record, "champion")
+    return shown["metric"] if shown else record.get("metric") or "metric"
+
+
 def best_trial(search: Searched, candidate: int | None = None) -> Trial | None:
     """The trial the candidate came from, else the first listed with a finished value as good as any."""
     finished = [t for t in search.get("trials", ()) if t.get("state") == "finished" and t.get("value") is not None]
@@ -116,6 +123,20 @@ def trial_counts(search: Searched) -> str:
 def parameters(params: dict[str, Any]) -> str:
     """`learning_rate 4.2e-05, epochs 3`."""
     return ", ".join(f"{name} {number(value)}" for name, value in params.items())
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as names and texts, for a list."""
+    found: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        name = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            found += flat(value, f"{name}: ")
+        elif isinstance(value, list | tuple):
+            found += [(name, ", ".join(number(one) for one in value))] if value else []
+        elif value is not None:
+            found.append((name, number(value)))
+    return found
 
 
 def number(value: Any) -> str:
@@ -167,3 +188,10 @@ def took(record: NightRecord) -> float | None:
     if "started" in record and "ended" in record:
         return record["ended"] - record["started"]
     return None
+
+
+def overhead(record: NightRecord) -> float | None:
+    """The share of the whole time that is no stage's own work; it counts from the start of the process."""
+    extra = record.get("overhead")
+    whole = (extra or 0.0) + sum((record.get("stages") or {}).values())
+    return extra / whole if extra is not None and whole else None
