@@ -29,7 +29,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 lock: $(INSTALLED)  ## resolve the newest versions anew
-	@$(BIN)/uv pip compile pyproject.toml --extra demo --extra server --group dev --universal --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra demo --extra dashboard --extra server --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --upgrade -o requirements.lock
 
 lint: $(INSTALLED)
