@@ -173,9 +173,14 @@ class Scorer:
 
     def predict_texts(self, rows: Sequence[Mapping[str, str]]) -> list[Prediction]:
         """Predictions in the order of `rows` (role → text each)."""
+        return self.predict(rows)[0]
+
+    def predict(self, rows: Sequence[Mapping[str, str]]) -> tuple[list[Prediction], list[int]]:
+        """Predictions in the order of `rows`, and how many tokens of each the model saw."""
         if not rows:
-            return []
+            return [], []
         batch = {role: [row[role] for row in rows] for role in self.problem.text_roles}
         encoded = self.problem.encode(self.tokenizer, batch, self.card.facts, self.card.max_length)
         features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return self.problem.decode(forward(self.problem, self.model, features), self.card.facts)
+        logits = forward(self.problem, self.model, features)
+        return self.problem.decode(logits, self.card.facts), list(map(len, encoded["input_ids"]))
