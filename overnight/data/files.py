@@ -70,8 +70,13 @@ def csv_records(lines: Iterable[str], suffix: str = ".csv") -> Iterator[tuple[in
     taken: list[str] = []  # lines of the record that is being read
 
     def feed() -> Iterator[str]:
-        while again or (line := next(source, None)) is not None:
-            taken.append(again.popleft() if again else line)
+        while True:
+            if again:
+                taken.append(again.popleft())
+            elif (line := next(source, None)) is not None:
+                taken.append(line)
+            else:
+                return
             yield taken[-1]
 
     for line in source:
