@@ -47,15 +47,12 @@ def score(
     from overnight.bulk.run import Options, check_target, score_file
     from overnight.tracking import registry, store
 
-    pairs = [pair.partition("=") for pair in columns or ()]
-    wrong = [Complaint("--column", "must read ROLE=COLUMN", repr("".join(p))) for p in pairs if not (p[0] and p[2])]
-    if wrong:
-        raise UserError(*wrong)
+    roles = pairs("--column", columns)
     check_target(target, force)
     home = Home.from_environment()
     store.prepare(home)
     version = _version(home, model)
-    options = Options({role: column for role, _, column in pairs}, scores, prefix, encoding)
+    options = Options(roles, scores, prefix, encoding)
     with _progress(quiet=as_json) as progress:
         folder = registry.download(home, version)
         log = log_scores or log_texts
@@ -82,6 +79,19 @@ def score(
         f"{target}: {facts['rows']:,} rows, {errors}; scored by {version.name} version {version.number}"
         f" in {facts['seconds']:.0f} s{resumed}"
     )
+
+
+def pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    """ROLE=COLUMN, any number of times, as a dict.
+
+    Raises:
+        UserError: for each that does not read so.
+    """
+    parts = [pair.partition("=") for pair in given or ()]
+    wrong = [Complaint(option, "must read ROLE=COLUMN", repr("".join(p))) for p in parts if not (p[0] and p[2])]
+    if wrong:
+        raise UserError(*wrong)
+    return {role: column for role, _, column in parts}
 
 
 def _version(home: Home, wanted: str) -> Version:
