@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from overnight.config import Data
-from overnight.data import files
+from overnight.data import encodings
 from overnight.data.sources import parse_hub, read_source
 from overnight.errors import UserError
 
@@ -134,7 +134,7 @@ def test_a_file_without_permission_is_a_user_error(tmp_path):
         path.unlink()
         path.mkdir()
         with pytest.raises(UserError, match="cannot be read"):
-            files.read_bytes(path, "c.yaml: data → source")
+            encodings.read_bytes(path, "c.yaml: data → source")
     else:
         assert "cannot be read (Permission denied)" in complaint(path)
 

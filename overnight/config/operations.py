@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from overnight.config.section import Section
 
@@ -82,7 +82,10 @@ class Retention(Section):
 
 
 class Monitor(Section):
-    """When scored texts count as drifted: the rule `k of the last n windows`."""
+    """When scored texts count as drifted: the rule `k of the last n windows`.
+
+    A window has drifted when one of its statistics reaches its limit and chance hardly explains it.
+    """
 
     window: Annotated[int, Field(ge=20)] = 500
     """Rows of one window."""
@@ -92,3 +95,33 @@ class Monitor(Section):
 
     drifted: Annotated[int, Field(ge=1)] = 3
     """k: drifted windows among them from which a retraining night is asked for."""
+
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Chance that, without drift, any statistic of any of the n windows is unusual; shared out over all of them."""
+
+    label_share: Annotated[float, Field(gt=0, le=1)] = 0.10
+    """Change of a predicted label's share (0.10 = ten points) from which the labels drift."""
+
+    confidence: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Gap of the distributions of the scores (Kolmogorov-Smirnov, 0 to 1) from which confidence drifts."""
+
+    length: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Gap of the distributions of the texts' characters from which their length drifts."""
+
+    rare_tokens: Annotated[float, Field(gt=0, le=1)] = 0.03
+    """Growth of the average text's share of tokens that training hardly met (0.03 = three points) that is drift."""
+
+    token_frequencies: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Jensen-Shannon distance of token frequencies, beyond the usual one, from which the vocabulary drifts."""
+
+    embedding: Annotated[float, Field(gt=0.5, le=1)] = 0.65
+    """Area under the ROC curve of a classifier that tells hidden states apart from which they drift; 0.5: it cannot."""
+
+    quality: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Loss of the metric against the test rows from which quality drifts, where labels are known."""
+
+    @model_validator(mode="after")
+    def _can_fire(self) -> Monitor:
+        if self.drifted > self.windows:
+            raise ValueError(f"drifted must not be above windows, got {self.drifted} of {self.windows}")
+        return self

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.config import ARROW, Data
-from overnight.data import files
+from overnight.data import encodings, files
 from overnight.errors import Complaint, UserError, nearest
 from overnight.references import resolve_package_path
 
@@ -142,7 +142,7 @@ def _read_file(path: Path, encoding: str, wanted: Wanted, table: Table, place: s
         for columns in batches(list(dict.fromkeys(found.values()))):
             _extend(table, found, columns, count=len(next(iter(columns.values()))))
         return
-    text, used = files.decode(files.read_bytes(path, place), encoding, path, place)
+    text, used = encodings.decode(encodings.read_bytes(path, place), encoding, path, place)
     table.encodings.add(used)
     parsed = files.parse_json_lines(text) if suffix in files.JSON_LINES else files.parse_csv(text, suffix)
     # a file in which no line could be read has no columns to speak of: its broken lines say more
@@ -178,7 +178,7 @@ def _read_folder(folder: Path, data: Data, wanted: Wanted, table: Table, place: 
     for path in texts:
         name = str(path.relative_to(folder))
         try:
-            text, used = files.decode(files.read_bytes(path, place), data.encoding, path, place)
+            text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
         except UserError as error:
             table.broken.append(files.Broken(name, error.complaints[0].rule))
             continue

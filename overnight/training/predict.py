@@ -179,8 +179,31 @@ class Scorer:
         """Predictions in the order of `rows`, and how many tokens of each the model saw."""
         if not rows:
             return [], []
+        features = self._features(rows)
+        logits = forward(self.problem, self.model, features)
+        return self.problem.decode(logits, self.card.facts), [len(row["input_ids"]) for row in features]
+
+    def token_ids(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """What the model sees of each row."""
+        return [row["input_ids"] for row in self._features(rows)] if rows else []
+
+    def hidden(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Last hidden states, averaged over the tokens of each row (rows × width, float32): for comparing texts."""
+        model, features = self.model.model, self._features(rows)
+        lengths = np.array([len(row["input_ids"]) for row in features])
+        found: list[Any] = [None] * len(features)
+        with torch.inference_mode():
+            for batch in bucket(lengths, TOKENS.get(model.device.type, TOKENS["other"])):
+                tensors = to_device(collate(self.problem, model, features, batch), model.device)
+                states = model.base_model(**inputs(tensors)).last_hidden_state
+                mask = tensors["attention_mask"].unsqueeze(-1)
+                for row, values in zip(
+                    batch, ((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy(), strict=True
+                ):
+                    found[row] = values
+        return np.stack(found)
+
+    def _features(self, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         batch = {role: [row[role] for row in rows] for role in self.problem.text_roles}
         encoded = self.problem.encode(self.tokenizer, batch, self.card.facts, self.card.max_length)
-        features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        logits = forward(self.problem, self.model, features)
-        return self.problem.decode(logits, self.card.facts), list(map(len, encoded["input_ids"]))
+        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

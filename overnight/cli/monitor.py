@@ -1,0 +1,157 @@
+"""`overnight monitor`: drift and live quality of the champion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from overnight.cli import app
+from overnight.cli.output import AsJson, ModelName, print_json, print_table, when
+from overnight.errors import Complaint, UserError
+from overnight.home import Home, read_json
+from overnight.services import prefect_server, server_process
+
+if TYPE_CHECKING:
+    from overnight.config.operations import Monitor
+    from overnight.monitor.judge import File
+    from overnight.tracking.registry import Version
+
+
+@app.command()
+def monitor(
+    name: ModelName,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="CSV, TSV, JSONL or Parquet with new texts; absent: logged scores."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="ROLE=COLUMN", help="Where a column has another name, as text=body."),
+    ] = None,
+    encoding: Annotated[str, typer.Option("--encoding", help="Of a text file; absent: what is detected.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remember nothing, and raise no alarm.")] = False,
+    watch: Annotated[
+        float | None, typer.Option("--watch", metavar="SECONDS", min=1, help="Repeat for ever, on logged scores.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether what the champion scores still looks like its training rows, and how good it is on labelled ones."""
+    from overnight.cli.score import pairs
+    from overnight.monitor.judge import File
+
+    if watch and file:
+        raise UserError(Complaint("--watch", "watches logged scores; leave FILE out", str(file)))
+    labelled = None if file is None else File(file, pairs("--column", columns), encoding)
+    home = Home.from_environment()
+    while True:
+        result = _once(home, name, labelled, not dry_run, quiet=as_json)
+        if as_json:
+            print_json(result)
+        else:
+            _show(result)
+        if watch is None:
+            return
+        try:
+            time.sleep(watch)
+        except KeyboardInterrupt:
+            typer.echo("ended", err=True)
+            return
+
+
+def _once(home: Home, name: str, labelled: File | None, keep: bool, quiet: bool) -> dict[str, Any]:
+    from overnight.monitor.run import monitor as judge
+    from overnight.monitor.state import alarmed, save
+    from overnight.tracking import registry, store
+
+    store.prepare(home)
+    version = registry.champion(home, name)
+    if version is None:
+        registry.versions(home, name)  # an unknown name is the user's mistake
+        raise UserError(Complaint(name, "has no champion yet, so there is nothing to compare with"))
+    settings, path = _settings(home, version)
+    folder = registry.download(home, version)
+    progress: Callable[[dict[str, Any]], None] = (lambda record: None) if quiet else _tell
+    result = judge(home, version, folder, settings, labelled, keep=keep, progress=progress)
+    result["settings"] = path
+    result["told"] = None
+    if result["fired"]:
+        command = f"overnight run {version.tags.get('overnight.config', 'CONFIG')} --force"
+        if not keep:
+            result["told"] = "nobody: --dry-run"
+        elif _raise_alarm(home, name, result):
+            alarmed(home, name, version.number, result["time"])
+            result["told"] = "Prefect: event overnight.drift"
+        else:
+            result["told"] = f"nobody: no Prefect server runs; to retrain: {command}"
+    if keep:
+        save(home, result)
+    return result
+
+
+def _settings(home: Home, version: Version) -> tuple[Monitor, str]:
+    """The `monitor:` section of the model's config: as the file says now, else as it was in the champion's night."""
+    from overnight import problems
+    from overnight.config import Config, load_config
+    from overnight.config.operations import Monitor
+
+    path = version.tags.get("overnight.config", "")
+    if path and Path(path).is_file():
+        return load_config(path, problems=problems.roles()).monitor, path
+    then = home.nights / version.tags.get("overnight.night", "") / "config.json"
+    found = read_json(then)
+    return (Config.model_validate(found).monitor, str(then)) if found else (Monitor(), "the defaults")
+
+
+def _raise_alarm(home: Home, name: str, result: dict[str, Any]) -> bool:
+    """Sends the event to the Prefect server that is configured or runs already; False when there is none."""
+    if home.prefect_api is None and server_process(home.prefect / "server.json") is None:
+        return False
+    with prefect_server(home):
+        from flows.drift import tell_drift
+
+        facts = {key: result[key] for key in ("version", "source", "rule", "recent", "text")}
+        tell_drift(name, facts)
+    return True
+
+
+def _tell(record: dict[str, Any]) -> None:
+    typer.echo(f"{record['source']}: {record['rows']:,} rows judged", err=True)
+
+
+def _show(result: dict[str, Any]) -> None:
+    names = list(dict.fromkeys(name for record in result["windows"] for name in record["findings"]))
+    rows = [
+        (
+            f"{when(r['since'])} – {when(r['until'])}" if r["since"] else f"{r['source']} {n}",
+            f"{r['rows']:,}",
+            "DRIFTED" if r["drifted"] else "",
+            *(_cell(r["findings"].get(name)) for name in names),
+        )
+        for n, r in enumerate(result["windows"], start=1)
+    ]
+    title = f"{result['model']} version {result['version']} on {result['source']}"
+    print_table(title, ("window", "rows", "", *names), rows, "no new window")
+    for r in result["windows"]:
+        if r["quality"]:
+            q = r["quality"]
+            typer.echo(
+                f"{q['metric']} {q['value']:.3f} [{q['low']:.3f}, {q['high']:.3f}] on {q['rows']:,} labelled rows"
+            )
+    if result["waiting"]:
+        typer.echo(f"{result['waiting']:,} rows wait for their window to fill")
+    if result["missing"]:
+        typer.echo(f"! {result['missing']}")
+    typer.echo(result["text"])
+    if result["told"]:
+        typer.echo(f"told {result['told']}")
+
+
+def _cell(finding: dict[str, Any] | None) -> str:
+    if finding is None:
+        return ""
+    mark = "!" if finding["drifted"] else ""
+    return f"{mark}{finding['effect']:.3f} ({finding['text']})"

@@ -1,0 +1,74 @@
+"""What a model's monitor remembers: a line a judged window, a line an alarm, and its last result.
+
+.overnight/monitor/<name>/windows.jsonl
+.overnight/monitor/<name>/latest.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from overnight.home import Home, read_json, write_json, write_text
+
+Record = dict[str, Any]
+
+
+def folder_of(home: Home, name: str) -> Path:
+    return home.root / "monitor" / name
+
+
+def records(home: Home, name: str) -> list[Record]:
+    """Windows and alarms, oldest first."""
+    path = folder_of(home, name) / "windows.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def merged(history: Sequence[Record], found: Sequence[Record]) -> list[Record]:
+    """With new records; a window that was judged before is not counted twice: the new judgement takes its place."""
+    new = {record["key"] for record in found}
+    return [*(record for record in history if record["key"] not in new), *found]
+
+
+def remember(home: Home, name: str, history: Sequence[Record]) -> None:
+    """Keeps the windows and alarms of a model."""
+    home.folder("monitor", name)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in history]
+    write_text(folder_of(home, name) / "windows.jsonl", "".join(lines))
+
+
+def alarmed(home: Home, name: str, version: int, now: float) -> None:
+    """Notes that an alarm was raised: the windows up to now are not counted for another one."""
+    remember(home, name, [*records(home, name), {"key": f"alarm {now}", "version": version, "alarm": now}])
+
+
+def recent(history: Sequence[Record], version: int, windows: int) -> list[Record]:
+    """The last windows of a version that no alarm has been raised about yet, at most so many, oldest first."""
+    since: list[Record] = []
+    for record in history:
+        if record["version"] == version:
+            since = [] if "alarm" in record else [*since, record]
+    return since[-windows:]
+
+
+def fires(history: Sequence[Record], version: int, *, windows: int, drifted: int) -> bool:
+    """The rule: at least `drifted` of the last `windows` windows have drifted."""
+    return sum(record["drifted"] for record in recent(history, version, windows)) >= drifted
+
+
+def save(home: Home, result: Mapping[str, Any]) -> None:
+    """Keeps the last result of a model's monitor."""
+    write_json(folder_of(home, result["model"]) / "latest.json", result)
+
+
+def latest(home: Home, name: str) -> dict[str, Any] | None:
+    """The last result of a model's monitor, as `overnight monitor --json` printed it; None before the first.
+
+    Keys: `model`, `version`, `time` (Unix seconds), `source`, `windows` (those judged in that run), `recent` (drifted
+    ones among those that the rule looked at, as `{"drifted": 2, "windows": 5}`), `rule`, `fired`, `told`, `text` (one
+    sentence), and `missing` where there was nothing to compare with.
+    """
+    found: dict[str, Any] | None = read_json(folder_of(home, name) / "latest.json")
+    return found
