@@ -56,7 +56,7 @@ def _root(
 
 
 # the commands register themselves on `app`, in the order in which the help lists them
-for _module in ("night", "models", "state"):
+for _module in ("night", "schedule", "up", "models", "state"):
     import_module(f"overnight.cli.{_module}")
 
 
