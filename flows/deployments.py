@@ -1,6 +1,6 @@
 """The nights as Prefect deployments: one a config, started by its schedule or by an event that says the data drifted.
 
-    for change in deploy(configs, Path.cwd(), complete=True): print(change)
+    for change in deploy(home, configs, Path.cwd(), complete=True): print(change)
 
 What is deployed is what `prefect.yaml` says, so `prefect deploy --all` in the same folder does the same. Addresses of
 servers are in neither: they may hold a password, so a worker takes them from its own environment.
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.turns import end_dead_runs, thin_backlog
 from overnight.config import Config
 from overnight.errors import Complaint, NightFailed
+from overnight.home import Home
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -40,7 +42,7 @@ NOTICE = """\
 
 @dataclass(frozen=True)
 class Change:
-    """What a deployment differed in from its config; `kind` is created, updated, removed, unchanged or paused."""
+    """What was found, or done; `kind` is created, updated, removed, unchanged, paused, crashed, cancelled."""
 
     kind: str
     what: str
@@ -69,7 +71,9 @@ def prefect_yaml(configs: Mapping[str, Config]) -> str:
     return NOTICE + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
 
 
-def deploy(configs: Mapping[str, Config], directory: Path, *, complete: bool, check: bool = False) -> list[Change]:
+def deploy(
+    home: Home, configs: Mapping[str, Config], directory: Path, *, complete: bool, check: bool = False
+) -> list[Change]:
     """Makes the Prefect server hold these deployments, their triggers, the work pool and the automation; idempotent.
 
     Args:
@@ -86,15 +90,18 @@ def deploy(configs: Mapping[str, Config], directory: Path, *, complete: bool, ch
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    home = str(Path(os.environ.get("OVERNIGHT_HOME") or "").absolute())
-    wanted = {d["name"]: d for d in definitions(configs, str(directory), home)}
+    wanted = {d["name"]: d for d in definitions(configs, str(directory), str(home.root))}
     try:
         with get_client(sync_client=True) as client:
             there = {d.name: d for d in _ours(client)}
-            changes = [_pool(client, check), _automation(client, check)]
+            changes = [Change("crashed", *dead) for dead in ([] if check else end_dead_runs(home, client))]
+            changes += [_pool(client, check), _automation(client, check)]
             changes += [_apply(client, there.get(name), definition, check) for name, definition in wanted.items()]
             changes += [Change("paused", n, "in Prefect; it starts no night") for n in wanted if _paused(there.get(n))]
             for name, deployment in there.items():
+                missed = 0 if check or name not in wanted else thin_backlog(client, deployment.id)
+                if missed:
+                    changes.append(Change("cancelled", name, f"{missed} missed runs; the newest runs for all"))
                 here = deployment.job_variables.get("working_dir") == str(directory)
                 if complete and here and name not in wanted:
                     if not check:

@@ -5,6 +5,7 @@ And what to do about the runs of nights that a power cut ended.
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from overnight import schedule
 from overnight.config import Config, Search
 from overnight.home import Home
 from overnight.nights import DECIDED, held, night_records
+from overnight.upkeep import holder
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -48,11 +50,19 @@ def take_turn(home: Home, config: Config) -> schedule.Turn | None:
         turn = schedule.decide(config.schedule, run.expected_start_time or now, now, started, needed)
         if turn.why is None and held(home, config.name):
             turn = schedule.Turn(turn.due, "another night of this model is running")
-        reason = turn.why or f"missed with others: one night runs for all, {run.name}"
+        reason = turn.why or f"missed; {run.name} runs for all"
         for other in others:
-            if other.auto_scheduled and other.state_type == StateType.SCHEDULED:
+            if _waits(other):
                 client.set_flow_run_state(other.id, Cancelled(message=reason), force=True)
     return turn
+
+
+def thin_backlog(client: SyncPrefectClient, deployment: UUID) -> int:
+    """Leaves the newest of the deployment's runs that wait although they were due; returns how many it cancelled."""
+    late = [run for run in _until(client, deployment, datetime.now(UTC)) if _waits(run)]
+    for run in late[1:]:
+        client.set_flow_run_state(run.id, Cancelled(message=f"missed; {late[0].name} runs for all"), force=True)
+    return len(late[1:])
 
 
 def within(search: Search, turn: schedule.Turn | None, home: Home, name: str) -> Search:
@@ -63,29 +73,29 @@ def within(search: Search, turn: schedule.Turn | None, home: Home, name: str) ->
     return search.model_copy(update={"minutes": min(left, search.minutes or left)})
 
 
-def end_dead_runs(home: Home) -> list[str]:
+def end_dead_runs(home: Home, client: SyncPrefectClient) -> list[tuple[str, str]]:
     """Sets those runs to Crashed that the home's own server believes alive, while no process holds their model.
 
     A server that was down together with a night waits for ever for its next heartbeat, and keeps its model's slot.
 
     Returns:
-        One line for each.
+        The model and the run of each.
     """
-    if home.prefect_api:
-        return []  # a night may run on another machine; the automation on heartbeats watches it
-    names = [path.stem for path in (home.root / "locks").glob("*.lock")]
-    anybody = any(held(home, name) for name in names)
+    up = holder(home)
+    if home.prefect_api or up and up.get("pid") != os.getppid():
+        return []  # a worker may be starting a night, here or elsewhere; the automation on heartbeats watches those
+    anybody = any(held(home, path.stem) for path in (home.root / "locks").glob("*.lock"))
     open_states = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": open_states}}})
-    said = []
-    with get_client(sync_client=True) as client:
-        models = {deployment.id: deployment.name for deployment in client.read_deployments()}
-        for run in client.read_flow_runs(flow_run_filter=wanted):
-            name = models.get(run.deployment_id) if run.deployment_id else None
-            if not (held(home, name) if name else anybody):
-                client.set_flow_run_state(run.id, Crashed(message="its process ended without a word"), force=True)
-                said.append(f"{name or run.name}: the run {run.name} had no process; it has crashed")
-    return said
+    models = {deployment.id: deployment.name for deployment in client.read_deployments()}
+    ended = []
+    for run in client.read_flow_runs(flow_run_filter=wanted):
+        name = models.get(run.deployment_id) if run.deployment_id else None
+        young = run.state is not None and datetime.now(UTC) - run.state.timestamp < timedelta(minutes=1)
+        if not young and not (held(home, name) if name else anybody):
+            client.set_flow_run_state(run.id, Crashed(message="its process ended without a word"), force=True)
+            ended.append((name or "a night by hand", f"the run {run.name} had no process"))
+    return ended
 
 
 def last_stages(home: Home, name: str) -> dict[str, float] | None:
@@ -94,8 +104,12 @@ def last_stages(home: Home, name: str) -> dict[str, float] | None:
     return dict(decided[-1].get("stages", {})) if decided else None
 
 
+def _waits(run: FlowRun) -> bool:
+    return run.auto_scheduled and run.state_type == StateType.SCHEDULED
+
+
 def _until(client: SyncPrefectClient, deployment: UUID, now: datetime) -> list[FlowRun]:
-    """The deployment's last runs that should have started by now."""
+    """The deployment's last runs that should have started by now, the newest first."""
     facts = {"deployment_id": {"any_": [deployment]}, "expected_start_time": {"before_": now}}
     wanted = FlowRunFilter.model_validate(facts)
     return client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)

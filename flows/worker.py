@@ -17,7 +17,9 @@ import psutil
 
 POOL = "overnight"
 PATIENCE = 30.0
-"""Seconds that the nights have to end, and then the worker."""
+"""Seconds that the nights have to end."""
+LEAVING = 10.0
+"""Seconds that the worker then has. It sometimes hangs, and has nothing left to lose."""
 
 
 def main() -> None:
@@ -36,10 +38,20 @@ def _end_with_pipe() -> None:
     for night in nights:
         with suppress(psutil.NoSuchProcess):
             night.terminate()
-    psutil.wait_procs(nights, timeout=PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while any(map(_alive, nights)) and time.monotonic() < end:
+        time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
+    time.sleep(LEAVING)
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _alive(process: psutil.Process) -> bool:
+    # not by waiting for it: the worker itself wants to know how it ended
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

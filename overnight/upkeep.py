@@ -120,7 +120,7 @@ class Worker:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def end(self, seconds: float = 75.0) -> None:
+    def end(self, seconds: float = 60.0) -> None:
         """Ends the worker and its nights, gently first; what is left of them after a while is killed."""
         for night in self._left:  # those of a worker that died
             with suppress(psutil.Error):

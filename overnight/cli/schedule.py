@@ -28,6 +28,7 @@ def deploy(
     configs: Configs = None,
     check: Annotated[bool, typer.Option("--check", help="Say what would change; change nothing.")] = False,
     file: Annotated[Path, typer.Option("--file", metavar="PATH", help="The file to write.")] = Path("prefect.yaml"),
+    no_file: Annotated[bool, typer.Option("--no-file", help="Write no file.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write prefect.yaml and make Prefect hold what it says: a deployment a schedule, triggers, the work pool."""
@@ -35,23 +36,23 @@ def deploy(
 
     home, chosen = Home.from_environment(), scheduled(configs)
     with prefect_server(home):
-        from flows.deployments import NOTICE, Change, prefect_yaml
+        from flows.deployments import Change, prefect_yaml
         from flows.deployments import deploy as apply
 
-        text, before = prefect_yaml(chosen), file.read_text(encoding="utf-8") if file.exists() else None
-        if before is not None and before.partition("\n")[0] != NOTICE.partition("\n")[0]:
-            rule = "was not written by `overnight deploy`, so it stays; write to another with --file"
-            raise UserError(Complaint(str(file), rule))
-        changes = apply(chosen, Path.cwd(), complete=not configs, check=check)
-        kind = "unchanged" if text == before else "created" if before is None else "updated"
-        if kind != "unchanged" and not check:
-            write_text(file, text)
-        changes.append(Change(kind, str(file)))
+        text = None if no_file else prefect_yaml(chosen)
+        before = _written_before(file) if text else None
+        changes = apply(home, chosen, Path.cwd(), complete=not configs, check=check)
+        if text:
+            kind = "unchanged" if text == before else "created" if before is None else "updated"
+            if kind != "unchanged" and not check:
+                write_text(file, text)
+            changes.append(Change(kind, str(file)))
     if as_json:
         print_json([change.__dict__ for change in changes])
         return
     for change in changes:
-        typer.echo(f"would be {change}" if check and change.kind in ("created", "updated", "removed") else str(change))
+        would = check and change.kind not in ("unchanged", "paused")
+        typer.echo(f"would be {change}" if would else str(change))
     if not chosen:
         typer.echo("no config has a schedule; add one as `schedule: {cron: 0 2 * * *}`")
 
@@ -79,6 +80,21 @@ def status(as_json: AsJson = False) -> None:
     show_nights(facts["nights"])
     last = [(m["model"], _state(m), when(m["time"]), m["night"], _champion(m)) for m in facts["models"]]
     print_table("Last nights", ("model", "state", "when", "night", "champion"), last, "none yet")
+
+
+def _written_before(file: Path) -> str | None:
+    """What an earlier `overnight deploy` wrote; None: there is no such file.
+
+    Raises:
+        UserError: when somebody else wrote it.
+    """
+    from flows.deployments import NOTICE
+
+    text = file.read_text(encoding="utf-8") if file.exists() else None
+    if text is not None and text.partition("\n")[0] != NOTICE.partition("\n")[0]:
+        rule = "was not written by `overnight deploy`, so it stays; name another with --file, or none with --no-file"
+        raise UserError(Complaint(str(file), rule))
+    return text
 
 
 def scheduled(paths: list[str] | None, required: bool = False) -> dict[str, Config]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.live import Live
 
 from overnight.cli import app
 from overnight.cli.schedule import Configs, scheduled, show_nights
+from overnight.config import Config
 from overnight.errors import NightFailed
 from overnight.home import Home, redact
 
@@ -35,41 +38,45 @@ def up(
     """Run the nights of all schedules: Prefect, MLflow and a worker, until ctrl-c or `overnight down`."""
     home, chosen = Home.from_environment(), scheduled(configs, required=True)
     if detach:
-        _detach(home, list(chosen))
+        _detach(home, configs or [])
         return
     from overnight import status
     from overnight.services import mlflow_server, prefect_server
     from overnight.tracking import store
     from overnight.upkeep import Worker, holding
 
-    with holding(home, configs=list(chosen), folder=str(Path.cwd())) as tell:
+    with holding(home, configs=[os.path.abspath(path) for path in chosen]) as tell:
         _say("starting")
         store.prepare(home)
-        with prefect_server(home, meanwhile=lambda: import_module("flows.deployments")) as api:
-            from flows.deployments import deploy
-            from flows.turns import end_dead_runs
-
-            with mlflow_server(home) as pages:
-                for line in end_dead_runs(home):
-                    _say(line)
-                for change in deploy(chosen, Path.cwd(), complete=not configs):
-                    if change.kind != "unchanged":
-                        _say(str(change))
-                log = home.folder("prefect") / "worker.log"
-                command = [sys.executable, "-m", "flows.worker"]
-                with _stoppable() as stop:
-                    worker = Worker(command, log, {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"})
-                    try:
-                        links = {"prefect": redact(api.removesuffix("/api")), "mlflow": redact(pages)}
-                        _show(links, log)
-                        show_nights(status.next_nights(chosen, datetime.now(UTC)))
-                        tell(ready=True, links=links)
-                        watch = _Watch(home, worker)
+        # in a process of its own: what a deployment has to import would stay in this one's memory
+        command = [sys.executable, "-m", "overnight", "deploy", *(configs or ()), "--no-file", "--json"]
+        environment = dict(os.environ)  # in which a server of the home's own is not named, so that it is known as that
+        with (
+            prefect_server(home) as api,
+            _running(command, environment) as deploying,
+            mlflow_server(home) as pages,
+        ):
+            for change in json.loads(_output(deploying)):
+                if change["kind"] != "unchanged":
+                    _say(f"{change['kind']} {change['what']}: {change['details']}")
+            log = home.folder("prefect") / "worker.log"
+            links = {"prefect": redact(api.removesuffix("/api")), "mlflow": redact(pages)}
+            with _stoppable() as stop:
+                worker = Worker(
+                    [sys.executable, "-m", "flows.worker"], log, {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
+                )
+                try:
+                    _show(links, log)
+                    show_nights(status.next_nights(chosen, datetime.now(UTC)))
+                    tell(ready=True, links=links)
+                    watch = _Watch(home, worker, chosen)
+                    with _line(watch) as refresh:
                         while not stop.wait(LOOK_SECONDS):
                             watch.look()
-                    finally:
-                        _say("ending; a night that runs is interrupted and can be continued")
-                        worker.end()
+                            refresh()
+                finally:
+                    _say("ending; a night that runs is interrupted and can be continued")
+                    worker.end()
     _say("ended")
 
 
@@ -96,8 +103,8 @@ def down() -> None:
 class _Watch:
     """Looks after servers and worker, and says what changes: also which nights begin and end."""
 
-    def __init__(self, home: Home, worker: Any):
-        self._home, self._worker = home, worker
+    def __init__(self, home: Home, worker: Any, configs: dict[str, Config]):
+        self._home, self._worker, self._configs = home, worker, configs
         self._deaf: dict[str, float] = {}
         self._nights = self._states()
 
@@ -128,6 +135,19 @@ class _Watch:
         for line in (self._worker.tend(), *self._news()):
             if line:
                 _say(line)
+
+    def __rich__(self) -> str:
+        """What a terminal shows: how all is, and when the next night is."""
+        from overnight.report.words import duration
+        from overnight.status import next_nights
+
+        now = datetime.now(UTC)
+        following = next_nights(self._configs, now)[0]
+        left = duration((datetime.fromisoformat(following["at"]) - now).total_seconds())
+        troubled = [*self._deaf, *([] if self._worker.alive else ["worker"])]
+        how = f"not well: {', '.join(troubled)}" if troubled else "Prefect, MLflow and worker are well"
+        running = "".join(f" · {night} runs" for night, state in self._nights.items() if state == "running")
+        return f"{time.strftime('%H:%M:%S')} {how}{running} · {following['model']} in {left}"
 
     def _states(self) -> dict[str, str]:
         from overnight.nights import night_records
@@ -172,11 +192,46 @@ def _detach(home: Home, configs: list[str]) -> None:
 
 
 @contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the block."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _output(process: subprocess.Popen[str]) -> str:
+    """What it prints.
+
+    Raises:
+        Exit: with its code when that is not 0; it has said why.
+    """
+    text, _ = process.communicate()
+    if process.returncode:
+        raise typer.Exit(process.returncode)
+    return text
+
+
+@contextmanager
+def _line(watch: _Watch) -> Iterator[Callable[[], None]]:
+    """A line that tells how all is, where there is a terminal; yields what brings it up to date."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    with Live(watch, console=console, auto_refresh=False, transient=True) as live:
+        yield live.refresh
+
+
+@contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """An event that ctrl-c and SIGTERM set, for a block that must not be left in the middle of its clean-up."""
+    """An event that ctrl-c, SIGTERM and a closed terminal set, for a block whose clean-up must not be cut short."""
     stop = threading.Event()
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, lambda *_: stop.set())
     try:
