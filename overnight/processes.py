@@ -138,6 +138,11 @@ def end_children() -> None:
         child.kill()
 
 
+def ending() -> bool:
+    """Whether the children are ended because the night is, not by a fault of their own."""
+    return _refused.is_set()
+
+
 def run_child(function: Callable[..., dict[str, Any]], folder: Path, threads: int, **arguments: Any) -> dict[str, Any]:
     """Starts a child, waits for it and returns its outcome; an interrupt ends it."""
     child = Child(function, folder, threads, **arguments)

@@ -86,6 +86,11 @@ def read(home: Home, name: str) -> list[Entry]:
     return _ordered(kept | mirrored)
 
 
+def last_move(home: Home, name: str) -> Entry | None:
+    """The last move of the champion alias that the home's copy knows of; asks nobody else."""
+    return _last_move(_ordered(_mirrored(home, name)))
+
+
 def rebuild(home: Home, name: str) -> int:
     """Writes into MLflow and into the home what only the other has; returns how many entries that were."""
     with registry.one_writer(home, name), reaching(home):

@@ -1,0 +1,313 @@
+"""The nights as Prefect deployments: one a config, started by its schedule or by an event that says the data drifted.
+
+    for change in deploy(home, configs, Path.cwd(), complete=True): print(change)
+
+What is deployed is what `prefect.yaml` says, so `prefect deploy --all` in the same folder does the same. Addresses of
+servers are in neither: they may hold a password, so a worker takes them from its own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flows.turns import end_dead_runs, thin_backlog
+from overnight.config import Config
+from overnight.errors import Complaint, NightFailed
+from overnight.home import Home
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.events.schemas.automations import Automation, AutomationCore
+
+POOL = TAG = "overnight"
+ENTRYPOINT = "flows.retrain.retrain"
+DRIFT = "overnight.drift"
+SILENCE = timedelta(seconds=180)
+"""Six heartbeats. Also the price of a machine that slept: its night is shown as crashed until it ends."""
+SILENT = "overnight: nights that fell silent have crashed"
+NOTICE = """\
+# Written by `overnight deploy`, from the configs that have a schedule; written anew each time.
+# `prefect deploy --all` in this folder applies it too, but for the automation that ends silent nights.
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was found, or done; `kind` is created, updated, removed, unchanged, paused, crashed, cancelled."""
+
+    kind: str
+    what: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind:<9}  {self.what}{f': {self.details}' if self.details else ''}"
+
+
+def definitions(
+    configs: Mapping[str, Config], directory: str = "{{ $PWD }}", home: str = "{{ $OVERNIGHT_HOME }}"
+) -> list[dict[str, Any]]:
+    """The `deployments:` of a prefect.yaml.
+
+    Args:
+        configs: path, relative to the project's folder → config with a schedule.
+        directory: the project's folder; absent: wherever `prefect deploy` is called.
+        home: what OVERNIGHT_HOME is where it is set; absent: a reference to the variable.
+    """
+    return [_definition(path, config, directory, home) for path, config in configs.items()]
+
+
+def prefect_yaml(configs: Mapping[str, Config]) -> str:
+    """The text of prefect.yaml."""
+    facts = {"pull": [], "deployments": definitions(configs)}
+    return NOTICE + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
+
+
+def deploy(
+    home: Home, configs: Mapping[str, Config], directory: Path, *, complete: bool, check: bool = False
+) -> list[Change]:
+    """Makes the Prefect server hold these deployments, their triggers, the work pool and the automation; idempotent.
+
+    Args:
+        configs: path → config with a schedule.
+        directory: the project's folder, in which the nights run.
+        complete: whether these are all of the folder: deployments of its other configs are then removed. Runs that
+            were, and their history, stay.
+        check: only tell.
+
+    Raises:
+        NightFailed: Prefect refuses or does not answer.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    wanted = {d["name"]: d for d in definitions(configs, str(directory), str(home.root))}
+    try:
+        with get_client(sync_client=True) as client:
+            there = {d.name: d for d in _ours(client)}
+            changes = [Change("crashed", *dead) for dead in ([] if check else end_dead_runs(home, client))]
+            changes += [_pool(client, check), _automation(client, check)]
+            changes += [_apply(client, there.get(name), definition, check) for name, definition in wanted.items()]
+            changes += [Change("paused", n, "in Prefect; it starts no night") for n in wanted if _paused(there.get(n))]
+            for name, deployment in there.items():
+                missed = 0 if check or name not in wanted else thin_backlog(client, deployment.id)
+                if missed:
+                    changes.append(Change("cancelled", name, f"{missed} missed runs; the newest runs for all"))
+                here = deployment.job_variables.get("working_dir") == str(directory)
+                if complete and here and name not in wanted:
+                    if not check:
+                        remove(client, deployment)
+                    changes.append(Change("removed", name, "no config of this folder schedules it"))
+            return changes
+    except (PrefectException, httpx.HTTPError) as error:
+        raise NightFailed(Complaint("Prefect", f"{type(error).__name__}: {' '.join(str(error).split())}")) from None
+
+
+def remove(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
+    """Removes a deployment and the automation that belongs to it."""
+    client.delete_resource_owned_automations(f"prefect.deployment.{deployment.id}")
+    client.delete_deployment(deployment.id)
+
+
+def _definition(path: str, config: Config, directory: str, home: str) -> dict[str, Any]:
+    assert config.schedule is not None
+    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    if os.environ.get("OVERNIGHT_HOME"):
+        environment["OVERNIGHT_HOME"] = home
+    return {
+        "name": config.name,
+        "description": config.description or f"The nights of {config.name}.",
+        "tags": [TAG],
+        "entrypoint": ENTRYPOINT,
+        "parameters": {"config_path": path},
+        "schedules": [{"cron": config.schedule.cron, "timezone": config.schedule.timezone}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "work_pool": {"name": POOL, "job_variables": {"working_dir": directory, "env": environment}},
+        "triggers": [
+            {
+                "name": trigger_name(config.name),
+                "enabled": True,
+                "type": "event",
+                "posture": "Reactive",
+                "expect": [DRIFT],
+                "match": {"prefect.resource.id": f"overnight.model.{config.name}"},
+            }
+        ],
+    }
+
+
+def trigger_name(name: str) -> str:
+    """The automation that starts a model's night when its data drifted."""
+    return f"overnight: {name} drifted"
+
+
+def _apply(
+    client: SyncPrefectClient, there: DeploymentResponse | None, definition: dict[str, Any], check: bool
+) -> Change:
+    name, schedule = definition["name"], definition["schedules"][0]
+    after = _facts(definition)
+    before = {} if there is None else _facts_of(client, there)
+    differing = [f"{what} {before[what]} → {after[what]}" for what in before if before[what] != after[what]]
+    if there is not None and not differing:
+        return Change("unchanged", name, f"{schedule['cron']} {schedule['timezone']}")
+    if not check:
+        _runner_deployment(definition).apply()
+    if there is None:
+        return Change("created", name, f"{schedule['cron']} {schedule['timezone']}")
+    return Change("updated", name, "; ".join(differing))
+
+
+def _runner_deployment(definition: dict[str, Any]) -> Any:
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.events import DeploymentEventTrigger
+    from prefect.schedules import Cron
+
+    limit = definition["concurrency_limit"]
+    return RunnerDeployment.from_entrypoint(
+        definition["entrypoint"],
+        name=definition["name"],
+        description=definition["description"],
+        tags=definition["tags"],
+        parameters=definition["parameters"],
+        schedules=[Cron(s["cron"], timezone=s["timezone"]) for s in definition["schedules"]],
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=limit["limit"], collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"])
+        ),
+        work_pool_name=definition["work_pool"]["name"],
+        job_variables=definition["work_pool"]["job_variables"],
+        triggers=[DeploymentEventTrigger.model_validate(trigger) for trigger in definition["triggers"]],
+    )
+
+
+def _facts(definition: dict[str, Any]) -> dict[str, str]:
+    """What is compared, in words."""
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.retrain import retrain
+
+    limit, trigger = definition["concurrency_limit"], definition["triggers"][0]
+    return {
+        "schedule": ", ".join(f"{s['cron']} {s['timezone']}" for s in definition["schedules"]),
+        "entrypoint": definition["entrypoint"],
+        "parameters": _said(definition["parameters"]),
+        "limit": f"{limit['limit']} {limit['collision_strategy']}",
+        "work pool": definition["work_pool"]["name"],
+        "job variables": _said(definition["work_pool"]["job_variables"]),
+        "description": definition["description"],
+        "tags": _said(sorted(definition["tags"])),
+        "trigger": f"{trigger['name']} on {trigger['match']['prefect.resource.id']}",
+        "signature": _said(parameter_schema(retrain).model_dump(mode="json", exclude_unset=True)),
+    }
+
+
+def _facts_of(client: SyncPrefectClient, deployment: DeploymentResponse) -> dict[str, str]:
+    """The same of what the server holds."""
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+    schedules = [s.schedule for s in deployment.schedules]
+    return {
+        "schedule": ", ".join(f"{getattr(s, 'cron', s)} {getattr(s, 'timezone', '')}" for s in schedules),
+        "entrypoint": deployment.entrypoint or "none",
+        "parameters": _said(deployment.parameters),
+        "limit": f"{limit.limit if limit else 'none'} {options.collision_strategy.value if options else ''}",
+        "work pool": deployment.work_pool_name or "none",
+        "job variables": _said(deployment.job_variables),
+        "description": deployment.description or "",
+        "tags": _said(sorted(deployment.tags)),
+        "trigger": ", ".join(_triggers(client, deployment)) or "none",
+        "signature": _said(deployment.parameter_openapi_schema),
+    }
+
+
+def _triggers(client: SyncPrefectClient, deployment: DeploymentResponse) -> Iterator[str]:
+    for automation in client.read_automations_by_name(trigger_name(deployment.name)):
+        match = getattr(automation.trigger, "match", None)
+        if match is not None and deployment.id in [getattr(a, "deployment_id", None) for a in automation.actions]:
+            yield f"{automation.name} on {match.model_dump()['prefect.resource.id']}"
+
+
+def _said(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    found: list[DeploymentResponse] = []
+    while page := client.read_deployments(deployment_filter=tagged, limit=200, offset=len(found)):
+        found += page
+    return [d for d in found if d.entrypoint == ENTRYPOINT]
+
+
+def _paused(deployment: DeploymentResponse | None) -> bool:
+    return deployment is not None and (deployment.paused or not any(s.active for s in deployment.schedules))
+
+
+def _pool(client: SyncPrefectClient, check: bool) -> Change:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        client.read_work_pool(POOL)
+        return Change("unchanged", "work pool", POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        if not check:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        return Change("created", "work pool", f"{POOL}, of processes")
+
+
+def _automation(client: SyncPrefectClient, check: bool) -> Change:
+    """Without it a night whose machine died would be running for ever, and its model's slot taken."""
+    wanted = silence()
+    there = client.read_automations_by_name(SILENT)
+    if there and _core(there[0]) == _core(wanted):
+        return Change("unchanged", "automation", SILENT)
+    if there:
+        if not check:
+            client.update_automation(there[0].id, wanted)
+        return Change("updated", "automation", SILENT)
+    if not check:
+        client.create_automation(wanted)
+    return Change("created", "automation", SILENT)
+
+
+def silence() -> AutomationCore:
+    """The automation that sets a night to Crashed when it has sent no heartbeat for a while and did not end."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    from flows.retrain import retrain
+
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    trigger = EventTrigger(
+        posture=Posture.Proactive,
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": retrain.name},
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=SILENCE,
+    )
+    message = f"no sign of life for {SILENCE.total_seconds():.0f} s: its process, or its machine, is gone"
+    crash = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
+    return AutomationCore(name=SILENT, trigger=trigger, actions=[crash])
+
+
+def _core(automation: Automation | AutomationCore) -> str:
+    facts = automation.model_dump(mode="json", include={"name", "trigger", "actions", "enabled"})
+    trigger = {key: sorted(v) if isinstance(v, list) else v for key, v in facts["trigger"].items()}
+    return _said({**facts, "trigger": trigger})
