@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import Automation, AutomationCore
 
 POOL = TAG = "overnight"
-ENTRYPOINT = "flows.retrain.retrain"
+ENTRYPOINT, APPROVAL = "flows.retrain.retrain", "flows.approval.approve"
 DRIFT = "overnight.drift"
 SILENCE = timedelta(seconds=180)
 """Six heartbeats. Also the price of a machine that slept: its night is shown as crashed until it ends."""
@@ -65,9 +65,26 @@ def definitions(
     return [_definition(path, config, directory, home) for path, config in configs.items()]
 
 
+def approvals(
+    configs: Mapping[str, Config], directory: str = "{{ $PWD }}", home: str = "{{ $OVERNIGHT_HOME }}"
+) -> list[dict[str, Any]]:
+    """As `definitions`: for models whose candidates wait for a person, what asks in Prefect's pages."""
+    return [
+        {
+            "name": config.name,
+            "description": f"Asks a person about a version of {config.name} that waits.",
+            "tags": [TAG],
+            "entrypoint": APPROVAL,
+            "work_pool": _work_pool(directory, home),
+        }
+        for config in configs.values()
+        if config.promotion.mode == "manual"
+    ]
+
+
 def prefect_yaml(configs: Mapping[str, Config]) -> str:
     """The text of prefect.yaml."""
-    facts = {"pull": [], "deployments": definitions(configs)}
+    facts = {"pull": [], "deployments": definitions(configs) + approvals(configs)}
     return NOTICE + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -97,6 +114,8 @@ def deploy(
             changes = [Change("crashed", *dead) for dead in ([] if check else end_dead_runs(home, client))]
             changes += [_pool(client, check), _automation(client, check)]
             changes += [_apply(client, there.get(name), definition, check) for name, definition in wanted.items()]
+            asking = {d["name"]: d for d in approvals(configs, str(directory), str(home.root))}
+            changes += [change for name in wanted for change in _ask(client, name, asking.get(name), check)]
             changes += [Change("paused", n, "in Prefect; it starts no night") for n in wanted if _paused(there.get(n))]
             for name, deployment in there.items():
                 missed = 0 if check or name not in wanted else thin_backlog(client, deployment.id)
@@ -113,16 +132,16 @@ def deploy(
 
 
 def remove(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
-    """Removes a deployment and the automation that belongs to it."""
+    """Removes a deployment, the automation that belongs to it, and what asks about its model."""
     client.delete_resource_owned_automations(f"prefect.deployment.{deployment.id}")
     client.delete_deployment(deployment.id)
+    asking = _asking(client, deployment.name)
+    if asking is not None:
+        client.delete_deployment(asking.id)
 
 
 def _definition(path: str, config: Config, directory: str, home: str) -> dict[str, Any]:
     assert config.schedule is not None
-    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    if os.environ.get("OVERNIGHT_HOME"):
-        environment["OVERNIGHT_HOME"] = home
     return {
         "name": config.name,
         "description": config.description or f"The nights of {config.name}.",
@@ -131,7 +150,7 @@ def _definition(path: str, config: Config, directory: str, home: str) -> dict[st
         "parameters": {"config_path": path},
         "schedules": [{"cron": config.schedule.cron, "timezone": config.schedule.timezone}],
         "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
-        "work_pool": {"name": POOL, "job_variables": {"working_dir": directory, "env": environment}},
+        "work_pool": _work_pool(directory, home),
         "triggers": [
             {
                 "name": trigger_name(config.name),
@@ -143,6 +162,13 @@ def _definition(path: str, config: Config, directory: str, home: str) -> dict[st
             }
         ],
     }
+
+
+def _work_pool(directory: str, home: str) -> dict[str, Any]:
+    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    if os.environ.get("OVERNIGHT_HOME"):
+        environment["OVERNIGHT_HOME"] = home
+    return {"name": POOL, "job_variables": {"working_dir": directory, "env": environment}}
 
 
 def trigger_name(name: str) -> str:
@@ -164,6 +190,44 @@ def _apply(
     if there is None:
         return Change("created", name, f"{schedule['cron']} {schedule['timezone']}")
     return Change("updated", name, "; ".join(differing))
+
+
+def _ask(client: SyncPrefectClient, name: str, definition: dict[str, Any] | None, check: bool) -> Iterator[Change]:
+    """Makes, changes or removes what asks a person about a model's versions."""
+    from prefect.deployments.runner import RunnerDeployment
+
+    there, what = _asking(client, name), f"approval of {name}"
+    if definition is None:
+        if there is not None:
+            if not check:
+                client.delete_deployment(there.id)
+            yield Change("removed", what, "its candidates wait for nobody")
+        return
+    variables = definition["work_pool"]["job_variables"]
+    if there is not None and there.job_variables == variables:
+        yield Change("unchanged", what)
+        return
+    if not check:
+        RunnerDeployment.from_entrypoint(
+            APPROVAL,
+            name=name,
+            description=definition["description"],
+            tags=definition["tags"],
+            work_pool_name=POOL,
+            job_variables=variables,
+        ).apply()
+    yield Change("created" if there is None else "updated", what)
+
+
+def _asking(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    from prefect.exceptions import ObjectNotFound
+
+    from tasks.approval import FLOW
+
+    try:
+        return client.read_deployment_by_name(f"{FLOW}/{name}")
+    except ObjectNotFound:
+        return None
 
 
 def _runner_deployment(definition: dict[str, Any]) -> Any:

@@ -303,3 +303,20 @@ def test_the_newest_of_a_backlog_is_left(quarters, prefect_api, inside):
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) >= len(waiting) - 1 > 0
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) == 0
     assert state(prefect_api, waiting[0])[0] == "CANCELLED"
+
+
+def test_what_asks_a_person_is_deployed_too(project, deployed, prefect_api):
+    """A model in mode `manual` has a second deployment, which comes and goes with the mode."""
+    path = project.folder / "configs" / "tiny.yaml"
+    facts = yaml.safe_load(path.read_text())
+    before = path.read_text()
+    path.write_text(yaml.safe_dump(facts | {"promotion": {"mode": "manual"}}))
+    assert deploy(project)["approval of tiny"] == "created"
+    entrypoints = {"flows.retrain.retrain", "flows.approval.approve"}
+    found = httpx.post(f"{prefect_api}/deployments/filter", json={}).json()
+    assert {one["entrypoint"] for one in found if one["name"] == "tiny"} == entrypoints
+    written = yaml.safe_load((project.folder / "prefect.yaml").read_text())["deployments"]
+    assert {one["entrypoint"] for one in written} == entrypoints
+    assert deploy(project)["approval of tiny"] == "unchanged"
+    path.write_text(before)
+    assert deploy(project)["approval of tiny"] == "removed"
