@@ -136,6 +136,10 @@ class Page(HTMLParser):
             self.texts.append(data)
 
 
+MONITOR = {
+    "version": 7, "source": "traffic", "text": "1 of the last 5 windows drifted (length)",
+    "windows": [{"findings": {"length": {"effect": 0.4, "limit": 0.2, "drifted": True, "text": "median 60 → 90"}}}],
+}  # fmt: skip
 STATES = [
     (night(), "Promoted", "Version 8 is the new champion"),
     (night(gain=0), "Kept", "Version 7 stays the champion"),
@@ -258,7 +262,8 @@ def test_curves_from_the_folders_of_the_trials(tmp_path):
     assert points[0] == (3, "macro_f1", 5.0, 0.8) and {p.series for p in points} == {"macro_f1", "training loss"}
     loss = [p for p in points if p.series == "training loss"]
     assert 60 < len(loss) <= 121 and loss[-1][2:] == (4.99, 1 / 500)
-    found = plots({"trials": [{"number": 3, "state": "finished"}]}, points, "macro_f1", "epoch")
+    found = plots({"trials": [{"number": 3, "state": "finished", "value": float("inf")}]}, points, "macro_f1", "epoch")
+    json.dumps(found, allow_nan=False)
     assert list(found) == ["curves"], "trials without parameters have no coordinates"
 
 
@@ -296,12 +301,15 @@ def test_texts_are_shown_only_when_asked_for():
 
 def test_page_in_the_order_of_a_reader():
     """The decision first, then champion against candidate, search, data, live texts, cost, lineage, what next."""
-    page = Page(html(night(monitor={"windows": {"drifted": 2, "of": 5}, "since": None, "labels": ["a", "b"]})))
+    page = Page(html(night(monitor=MONITOR, scheduled=1795399200.0)))
     ids = [a["id"] for tag, a in page.elements if tag == "section" and "id" in a]
     order = ["decision", "why", "numbers", "slices", "search", "data", "monitor", "cost", "lineage", "next"]
     assert [i for i in ids if i in order] == order
     said = " ".join(" ".join(page.texts).split())
-    assert "windows: drifted 2 windows: of 5 labels a, b" in said and "since" not in said
+    assert "1 of the last 5 windows drifted (length) version 7, traffic; its last window:" in said
+    assert "! length median 60 → 90 effect 0.4, limit 0.2" in said and "Scheduled 2026-11-23" in said
+    assert "live 1 of the last 5 windows drifted (length)" in " ".join(shown(night(monitor=MONITOR)).split())
+    assert 'id="monitor"' not in html(night(monitor={}))
 
 
 def test_page_can_be_read_without_seeing_it():
@@ -404,16 +412,16 @@ def test_version_as_markdown():
     """Why, against what, the numbers with intervals, where all stands; a name cannot leave its cell."""
     pages = {"run": "#/r", "report": "#/r/artifacts/report/report.html", "docs": "#/d"}
     record = night(labels=("bad", "a|b"))
-    lines = version_markdown(record, "promote", pages, Path("/home/n1")).splitlines()
+    lines = version_markdown(record, "promote", pages, Path("/srv/n1")).splitlines()
     assert lines[0] == "Promoted by night sentiment-20261123-021500, against version 7."
     assert any(re.fullmatch(r"\| ✓ chance \| &emsp;gain .*interval.* \|", line) for line in lines)
     assert "| metric | &emsp;version 8 | &emsp;version 7 |" in lines
     numbers = r"\| macro\\_f1 \| &emsp;0\.\d{3} \[0.*\] \| &emsp;0\.\d{3} \[0.*\] \|"
     assert any(re.fullmatch(numbers, line) for line in lines) and any(r"f1/a\|b" in line for line in lines)
     assert r"Trial 0: learning\_rate 4.2e-05, epochs 2" in lines
-    assert f"- [Morning report]({pages['report']}), `/home/n1/report.html`" in lines
+    assert f"- [Morning report]({pages['report']}), `/srv/n1/report.html`" in lines
     assert "overnight promote sentiment 8 --reason TEXT" in lines
-    first = version_markdown(night(champion=None, comparison=None), "keep", pages, Path("/home/n1"))
+    first = version_markdown(night(champion=None, comparison=None), "keep", pages, Path("/srv/n1"))
     assert first.startswith("Kept out of production by night") and "with no champion before" in first
     assert "| metric | &emsp;version 8 | &emsp;no champion |\n|---|---|---|\n" in first
     told = model_markdown("sentiment", "What people think")

@@ -6,7 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def view(record: NightRecord, points: Sequence[Point] = ()) -> dict[str, Any]:
         "changes": _changes(data),
         "private": not any(result.get("examples") for result in data.get("results", ())),
         "sides": _shares(data.get("split") or {}),
-        "monitor": words.flat(record.get("monitor") or {}),
+        "watched": _watched(record.get("monitor") or {}),
         "stages": _shares(record.get("stages") or {}, most=True),
         "took": words.took(record),
         "overhead": words.overhead(record),
@@ -121,6 +121,9 @@ def _facts(record: NightRecord) -> list[tuple[str, str]]:
     found = []
     if "started" in record:
         found.append(("Started", words.moment(record["started"])))
+    scheduled = record.get("scheduled")
+    if scheduled:
+        found.insert(0, ("Scheduled", scheduled if isinstance(scheduled, str) else words.moment(scheduled)))
     if (seconds := words.took(record)) is not None:
         found.append(("Took", words.duration(seconds)))
     data, search = record.get("data") or {}, record.get("search") or {}
@@ -187,6 +190,20 @@ def _shares(amounts: dict[str, Any], most: bool = False) -> list[dict[str, Any]]
     """Each amount with its share of the sum (or of the largest), in percent."""
     whole = (max if most else sum)(amounts.values(), default=0) if most else sum(amounts.values())
     return [{"name": n, "amount": a, "share": round(100 * a / whole, 2) if whole else 0} for n, a in amounts.items()]
+
+
+def _watched(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the monitor said last, and what it saw in its last window."""
+    if not found.get("text"):
+        return None
+    windows = found.get("windows") or [{}]
+    facts = [f"version {found['version']}" if found.get("version") else "", str(found.get("source") or "")]
+    facts += [f"looked at {words.moment(found['time'])}"] if found.get("time") else []
+    return {
+        "text": found["text"],
+        "facts": ", ".join(filter(None, facts)),
+        "findings": [{"name": name, **one} for name, one in (windows[-1].get("findings") or {}).items()],
+    }
 
 
 def write_report(record: NightRecord, folder: Path) -> Path:

@@ -61,13 +61,18 @@ def plots(
 
 
 def _about(trial: Trial) -> dict[str, Any]:
-    value = trial.get("value")
+    value = _value(trial)
     return {
         "trial": trial["number"],
         "state": trial["state"],
         "value": None if value is None else round(value, 4),
         "parameters": parameters(trial.get("params", {})),
     }
+
+
+def _value(trial: Trial) -> float | None:
+    value = trial.get("value")
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _curves(
@@ -115,7 +120,7 @@ def _parallel(
     names = list(dict.fromkeys(name for trial in trials for name in trial.get("params", {})))
     names = sorted(names, key=lambda name: -importances.get(name, 0.0))[:MOST_AXES]
     axes = [(name, {t["number"]: t["params"][name] for t in trials if name in t.get("params", {})}) for name in names]
-    axes.append((metric, {t["number"]: t["value"] for t in trials if t.get("value") is not None}))
+    axes.append((metric, {t["number"]: value for t in trials if (value := _value(t)) is not None}))
     last = best["number"] if best else None
     rows: list[dict[str, Any]] = []
     ticks: list[dict[str, Any]] = []

@@ -115,9 +115,9 @@ class NightRecord(TypedDict, total=False):
     metric: str
     """The metric that trials and versions are judged by."""
     monitor: dict[str, Any]
-    """What the watch over the champion's live texts last saw."""
-    scheduled: Any
-    """When the night should have started, of a night that a schedule started."""
+    """What the champion's monitor last said: `text`, and in `windows` what it saw."""
+    scheduled: float | str
+    """When the night should have started, of one that a schedule started."""
     next: list[NextStep]
     approval: dict[str, Any]
     """Of a waiting night: `run` and `page` in Prefect, and `until`, Unix seconds, when the champion stays."""

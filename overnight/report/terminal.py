@@ -128,7 +128,9 @@ def _rest(record: NightRecord) -> RenderableType | None:
     from rich.text import Text
 
     grid = _grid()
-    for name, text in (*_search(record), *_data(record.get("data") or {}), *_cost(record)):
+    live = (record.get("monitor") or {}).get("text")
+    watched = [("live", str(live))] if live else []
+    for name, text in (*_search(record), *_data(record.get("data") or {}), *watched, *_cost(record)):
         grid.add_row(Text(name, style="dim"), Text(text))
     for i, step in enumerate(record.get("next") or ()):
         told = Text(step.get("text", ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -123,20 +122,6 @@ def trial_counts(search: Searched) -> str:
 def parameters(params: dict[str, Any]) -> str:
     """`learning_rate 4.2e-05, epochs 3`."""
     return ", ".join(f"{name} {number(value)}" for name, value in params.items())
-
-
-def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as names and texts, for a list."""
-    found: list[tuple[str, str]] = []
-    for name, value in facts.items():
-        name = f"{prefix}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            found += flat(value, f"{name}: ")
-        elif isinstance(value, list | tuple):
-            found += [(name, ", ".join(number(one) for one in value))] if value else []
-        elif value is not None:
-            found.append((name, number(value)))
-    return found
 
 
 def number(value: Any) -> str:
