@@ -25,7 +25,7 @@ from overnight.search import studies
 from overnight.services import server_process
 from overnight.tracking import ledger, purge, registry, store
 from overnight.tracking.runs import NIGHT
-from overnight.unused import disk_usage, left_behind, remove, unused_files
+from overnight.unused import disk_usage, left_behind, remove, small, unused_files
 
 SHARED = ""
 """Stands for a model's name where something belongs to all of them."""
@@ -118,7 +118,12 @@ def _clean_model(
     if old and forget_flow_runs is None:
         notes.append(f"{name}: no Prefect server answers; its own vacuum takes flow runs out when they are 90 days old")
 
-    items = [
+    items = []
+    for what, paths in files.items():  # first, since a full disk takes no change of a database either
+        items.append(Item(what, len(paths), disk_usage(paths)))
+        for path in paths if apply else ():
+            remove(path)
+    items += [
         Item("versions", len(numbers)),
         Item("runs and models in MLflow", len(things), disk_usage(filter(None, (thing.folder for thing in things)))),
     ]
@@ -135,10 +140,12 @@ def _clean_model(
         for record in old if apply else ():
             forget_flow_runs(record["flow_runs"])
             Night(home.nights / record["id"], record).update(flow_runs=None)
-    for what, paths in files.items():
-        items.append(Item(what, len(paths), disk_usage(paths)))
-        for path in paths if apply else ():
-            remove(path)
+    gone = [home.nights / record["id"] for record in records if record["id"] in retained.gone]
+    items.append(
+        Item("nights", len(gone), disk_usage(file for night in gone for file in night.glob("*") if small(file)))
+    )
+    for night in gone if apply else ():
+        remove(night)
     return Cleaned(items, retained.whole, notes)
 
 

@@ -20,13 +20,13 @@ LEFT_BEHIND = 86_400.0
 def unused_files(
     home: Home, name: str, records: Iterable[Mapping[str, Any]], retained: Retained, aliased: Collection[int]
 ) -> dict[str, list[Path]]:
-    """What of a model's files goes, by kind; the nights themselves last, since their records tell of all the rest.
+    """What of a model's files goes, by kind. The records of nights stay: they tell of all the rest.
 
     Args:
         records: of the model's nights.
         aliased: numbers of the versions behind an alias: only these stay fetched from a server.
     """
-    nights = [record for record in records if record["id"] not in retained.whole]
+    old = [record for record in records if record["id"] not in retained.whole]
     whole = [record for record in records if record["id"] in retained.whole]
     return {
         "folders of fetched versions": [
@@ -39,10 +39,9 @@ def unused_files(
         ],
         "folders of token ids": list(_tokens(home, name, whole)),
         "days of scored texts": list(_scored(home.root / "scored" / name, whole)),
-        "rows and trials of nights": [
-            part for record in nights if record["id"] in retained.shrunk for part in _parts(home.nights / record["id"])
+        "folders and tables of nights": [
+            part for record in old for part in (home.nights / record["id"]).iterdir() if not small(part)
         ],
-        "folders of nights": [home.nights / record["id"] for record in nights if record["id"] in retained.gone],
     }
 
 
@@ -64,7 +63,7 @@ def remove(path: Path) -> None:
         return
     for part in path.iterdir():
         if part.name != RECORD:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+            remove(part)
     shutil.rmtree(path)
 
 
@@ -88,11 +87,9 @@ def _folders(place: Path) -> list[Path]:
     return sorted(folder for folder in place.iterdir() if folder.is_dir()) if place.is_dir() else []
 
 
-def _parts(night: Path) -> Iterator[Path]:
-    """What shrinking takes away: all that holds rows, trials or pages about them; what stays are the small files."""
-    for part in sorted(night.iterdir()):
-        if part.is_dir() or part.suffix == ".parquet":
-            yield part
+def small(part: Path) -> bool:
+    """Whether it is one of a night's small files, such as its record, config and report, and holds no rows."""
+    return part.is_file() and part.suffix != ".parquet"
 
 
 def _tokens(home: Home, name: str, whole: Iterable[Mapping[str, Any]]) -> Iterator[Path]:

@@ -252,7 +252,7 @@ def test_a_look_changes_nothing(home):
     done = clean(home, {NAME: 2}, apply=False)
     assert files(home) == before
     counts = {item.what: item.count for cleaned in done.values() for item in cleaned.items}
-    assert counts["versions"] == 3 and counts["folders of nights"] == 4 and counts["studies"] == 6
+    assert counts["versions"] == 3 and counts["nights"] == 4 and counts["studies"] == 6
     assert counts["runs and models in MLflow"] == 4 * 3 + 2 * 2 + 3
     assert counts["folders of ingested rows"] == counts["folders of token ids"] == 6
     assert all(item.bytes or not item.count for item in done[NAME].items if item.what != "versions")
@@ -492,7 +492,7 @@ def test_the_command(home, monkeypatch, capsys, tmp_path):
     assert "nothing to clean" in capsys.readouterr().out, "eight nights are fewer than fourteen"
     assert run(["clean", "--nights", "2"]) == 0
     said = capsys.readouterr().out
-    assert "what goes" in said and "folders of nights" in said and "--apply does it" in said
+    assert "what goes" in said and "tables of nights" in said and "--apply does it" in said
     config = tmp_path / "tiny.yaml"
     config.write_text("name: tiny\nmodel: {base: b}\ndata: {source: s}\nretention: {nights: 3}\n")
     assert run(["clean", "--config", str(config), "--json"]) == 0
