@@ -17,6 +17,7 @@ from overnight.config import Promotion
 from overnight.evaluation import Comparison, Evaluation, compare, evaluate
 from overnight.home import Home
 from overnight.processes import run_child
+from overnight.progress import emit
 from overnight.promotion import Decision, decide
 from overnight.report import confusion_matrix_png, decision_markdown, model_markdown, version_markdown
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
@@ -182,11 +183,19 @@ def promote(
             night=night,
             gate=outcome,
         )
+    try:
+        _describe(home, version, decision, record)
+    except Exception as error:  # the decision stands, whatever MLflow's pages say of it
+        emit(warning=f"version {version.number} is not described in MLflow: {type(error).__name__}: {error}")
+    return {"n": entry.n, "action": entry.action, "reason": entry.reason}
+
+
+def _describe(home: Home, version: Version, decision: Decision, record: Mapping[str, Any]) -> None:
+    night = str(record["id"])
     pages = pages_of(*night_run(home, version.name, night))
     told = version_markdown(cast(Any, record), decision.outcome, pages, home.nights / night)
     registry.set_description(home, version.name, told, version.number)
     registry.set_description(home, version.name, model_markdown(version.name, record["config"]["description"]))
-    return {"n": entry.n, "action": entry.action, "reason": entry.reason}
 
 
 def _evaluation_markdown(evaluation: Evaluation) -> str:

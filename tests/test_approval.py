@@ -66,7 +66,7 @@ def waits(home: Home, number: int, champion: int | None = 1) -> Night:
     with night:
         registry.set_alias(home, NAME, registry.CANDIDATE, number)
         compared = {"version": champion} if champion else None
-        entry = promote.fn(home, registry.version_of(home, NAME, number), compared, WAIT, night.id)
+        entry = promote.fn(home, registry.version_of(home, NAME, number), compared, WAIT, night.record)
         facts = {"candidate": {"version": number}, "champion": compared, "decision": WAIT.record()}
         night.update(ledger=entry, state="waiting", **facts)
     return night
