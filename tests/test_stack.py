@@ -238,9 +238,9 @@ class Installation:
             for child in psutil.wait_procs(family, timeout=10)[1]:
                 child.kill()
 
-    def ask(self, name: str, path: str, user: str | None = None, **sent: object) -> tuple[int, bytes]:
+    def ask(self, server: str, path: str, user: str | None = None, /, **sent: object) -> tuple[int, bytes]:
         """Status and body of a server's answer; `sent` is posted as JSON."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports[name]}{path}")
+        request = urllib.request.Request(f"http://127.0.0.1:{self.ports[server]}{path}")
         if user:
             request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
         if "host" in sent:
