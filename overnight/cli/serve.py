@@ -10,6 +10,7 @@ import typer
 from overnight.cli import app
 from overnight.errors import Complaint, UserError
 from overnight.home import Home
+from overnight.serving.options import Options
 
 LIMITS = "Limits"
 
@@ -23,34 +24,36 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
     follow: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks at where the alias points.")
-    ] = 5.0,
+    ] = Options.follow_seconds,
     shadow: Annotated[
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of the texts that the candidate is asked too.")
-    ] = 0.0,
+    ] = Options.shadow,
     log_scores: Annotated[
         bool, typer.Option("--log-scores", help="Write a line a text under scored/ in the home, without the text.")
     ] = False,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write these lines with the texts.")] = False,
     max_batch: Annotated[
         int, typer.Option(min=1, help="Texts that the model is given at once.", rich_help_panel=LIMITS)
-    ] = 64,
-    max_rows: Annotated[int, typer.Option(min=1, help="Texts of a request.", rich_help_panel=LIMITS)] = 1000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.", rich_help_panel=LIMITS)] = 2_000_000,
+    ] = Options.max_batch,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Texts of a request.", rich_help_panel=LIMITS)
+    ] = Options.max_rows,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Bytes of a request.", rich_help_panel=LIMITS)
+    ] = Options.max_bytes,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Texts that wait; beyond, requests get 429.", rich_help_panel=LIMITS)
-    ] = 2000,
+    ] = Options.max_queue,
 ) -> None:
     """Serve a model over HTTP; it follows its alias without a failed request."""
-    from overnight.serving.options import Options
     from overnight.serving.server import run
-    from overnight.tracking.registry import CHAMPION
 
     if max_queue < max_rows:
         raise UserError(Complaint("--max-queue", f"must be at least --max-rows, {max_rows}", str(max_queue)))
     name, _, alias = model.partition("@")
     options = Options(
         name=name,
-        alias=alias or CHAMPION,
+        alias=alias or Options.alias,
         follow_seconds=follow,
         shadow=shadow,
         log_scores=log_scores or log_texts,

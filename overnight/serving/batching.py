@@ -5,7 +5,8 @@
     scored = await batcher.submit(model, rows)
 
 The next batch is what arrived while the last one was computed: under load batches grow, and alone a request never
-waits. Clients whose requests were answered together ask again together, a little apart; they are given `LINGER`.
+waits. Clients that get their answers together ask again together, a little apart. Without `LINGER` the first of them
+would begin a batch alone, and from then on two halves of the clients would take turns, in batches of half the size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 log = logging.getLogger(__name__)
 
 LINGER = 0.003
-"""Seconds at most that a batch waits for as many requests as the last one had, when that had several."""
+"""Seconds at most that a batch waits for as many requests as there were when the last one was taken."""
 SPARE = 64
 """Pieces of spare work that may wait; more are dropped."""
 
@@ -72,7 +73,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, "model")
         self._together = 1
-        """Requests of the last batch."""
+        """Requests that waited when the last batch was taken."""
         self._speed = 100.0
         """Texts a second, lately."""
 
@@ -110,8 +111,8 @@ class Batcher:
         while True:
             if self._jobs:
                 await self._linger()
+                self._together = len(self._jobs)
                 batch = self._take()
-                self._together = max(1, len(batch))
                 if batch:
                     await self._score(batch)
             elif self._spare:

@@ -47,22 +47,20 @@ class Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, ended, status = time.perf_counter(), 0.0, 500
 
         async def sending(message: Any) -> None:
-            nonlocal status
+            nonlocal ended, status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif not message.get("more_body"):  # before what happens after the answer
-                self._count(scope, status, began)
+            ended = time.perf_counter()  # what is done after the answer is not the client's time
             await send(message)
 
         try:
             await self.app(scope, receive, sending)
         except ClientDisconnect:  # before its body was whole: there is nobody to answer
-            self._count(scope, 499, began)
-
-    def _count(self, scope: Any, status: int, began: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
-        self.metrics.requests.labels(route, status).inc()
-        self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            ended, status = time.perf_counter(), 499
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe((ended or time.perf_counter()) - began)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overnight.tracking.registry import CHAMPION
-
 
 @dataclass(frozen=True)
 class Options:
     name: str
     """The registered model."""
-    alias: str = CHAMPION
+    alias: str = "champion"
     follow_seconds: float = 5.0
     """Seconds between two looks at the registry."""
     shadow: float = 0.0
