@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from overnight.config import Retention
 from overnight.home import Home, read_json
 from overnight.nights import DECIDED, UNFINISHED, Night, held, night_records, no_night, one_night_at_a_time
-from overnight.retention import NightFacts, Retained, VersionFacts, keep_and_let_go
+from overnight.retention import NightFacts, VersionFacts, keep_and_let_go
 from overnight.search import studies
 from overnight.services import server_process
 from overnight.tracking import ledger, purge, registry, store
@@ -107,9 +107,21 @@ def _clean_model(
     if ledger.problems(entries):
         champions = {version.number for version in versions}
         notes.append(f"{name}: its ledger has gaps, so all of its versions stay; `overnight doctor` tells more")
-    retained = keep_and_let_go(_nights(records, traces), _versions(versions), champions, keep)
+    sources = purge.sources(home)
+    facts = [
+        VersionFacts(v.number, v.tags.get(NIGHT), v.created, bool(v.aliases) or v.model_uri in sources.values())
+        for v in versions
+    ]
+    retained = keep_and_let_go(_nights(records, traces), facts, champions, keep)
     numbers = [version.number for version in versions if version.number in retained.versions]
-    things = _things(home, traces, retained, [v for v in versions if v.number not in numbers])
+    going = {(name, number) for number in numbers}
+    needed = {source.removeprefix("models:/") for version, source in sources.items() if version not in going}
+    things = [
+        thing
+        for night in (*retained.gone, *retained.shrunk)
+        if night in traces
+        for thing in purge.things_of(home, traces[night], whole=night in retained.gone, needed=needed)
+    ]
     old = [record for record in records if record["id"] not in retained.whole and record.get("flow_runs")]
     aliased = [version.number for version in versions if version.aliases]
     files = unused_files(home, name, records, retained, aliased)
@@ -131,10 +143,10 @@ def _clean_model(
         purge.purge_versions(home, name, numbers)
         purge.purge(home, things)
     if not studies.is_journal(home.study_storage):
-        going = studies.old_studies(home.study_storage, {name: retained.whole})
-        items.append(Item("studies", len(going)))
+        old_studies = studies.old_studies(home.study_storage, {name: retained.whole})
+        items.append(Item("studies", len(old_studies)))
         if apply:
-            studies.drop_studies(home.study_storage, going)
+            studies.drop_studies(home.study_storage, old_studies)
     if forget_flow_runs is not None:
         items.append(Item("flow runs in Prefect", sum(len(record["flow_runs"]) for record in old)))
         for record in old if apply else ():
@@ -183,19 +195,6 @@ def _nights(records: list[dict[str, Any]], traces: Mapping[str, purge.Trace]) ->
         for trace in traces.values()
         if trace.night not in ids
     ]
-
-
-def _versions(versions: list[registry.Version]) -> list[VersionFacts]:
-    return [VersionFacts(v.number, v.tags.get(NIGHT), v.created, bool(v.aliases)) for v in versions]
-
-
-def _things(
-    home: Home, traces: Mapping[str, purge.Trace], retained: Retained, kept: list[registry.Version]
-) -> list[purge.Thing]:
-    """Runs, and the models behind no version that stays."""
-    old = [(night, night in retained.gone) for night in (*retained.gone, *retained.shrunk) if night in traces]
-    needed = {purge.model_behind(home, version) for version in kept} if old else set()
-    return [thing for night, gone in old for thing in purge.things_of(home, traces[night], whole=gone, needed=needed)]
 
 
 def _vacuum(home: Home) -> list[str]:

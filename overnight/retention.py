@@ -8,7 +8,8 @@
 | *shrunk*: an older one that a kept version came from | record, config, report, its run in MLflow, that version |
 | *gone*: every other | nothing |
 
-A version is kept when it stands behind an alias, was ever champion, belongs to a whole night, or was made by no night.
+A version is kept when it stands behind an alias, was ever champion, belongs to a whole night, was made by no night, or
+another was copied from it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class VersionFacts:
     night: str | None
     """None: registered by other means."""
     created: float = 0.0
-    aliased: bool = False
+    named: bool = False
+    """Stands behind an alias, or another version was copied from it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,6 @@ class Retained:
     shrunk: tuple[str, ...]
     gone: tuple[str, ...]
     versions: tuple[int, ...]
-
-    @property
-    def since(self) -> str | None:
-        """The oldest whole night; what has a date and is older, goes."""
-        return self.whole[0] if self.whole else None
 
 
 def keep_and_let_go(
@@ -73,7 +70,7 @@ def keep_and_let_go(
     kept = [
         version
         for version in versions
-        if version.aliased or version.number in champions or version.night is None or version.night in whole
+        if version.named or version.number in champions or version.night is None or version.night in whole
     ]
     shrunk = {version.night for version in kept if version.night} - whole
     return Retained(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overnight.cleaning import SHARED, clean, last_retention
@@ -43,13 +43,16 @@ nights = st.builds(
     decided=st.booleans(),
 )
 versions = st.builds(
-    lambda number, night, aliased: VersionFacts(number, night and f"night-{night}", float(night or 0), aliased),
+    lambda number, night, named: VersionFacts(number, night and f"night-{night}", float(night or 0), named),
     number=st.integers(1, 20),
     night=st.none() | st.integers(1, 35),
-    aliased=st.booleans(),
+    named=st.booleans(),
 )
 
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+
+@patiently
 @given(
     st.lists(nights, unique_by=lambda night: night.id),
     st.lists(versions, unique_by=lambda version: version.number),
@@ -72,7 +75,7 @@ def test_what_is_needed_stays(nights, versions, champions, keep):
     assert not decided or decided[-1] in whole
     for version in versions:
         stays = version.number not in found.versions
-        must = version.aliased or version.number in champions or version.night is None or version.night in whole
+        must = version.named or version.number in champions or version.night is None or version.night in whole
         assert stays == must
         assert not stays or version.night is None or version.night in whole | shrunk
     assert all(any(v.night == night and v.number not in found.versions for v in versions) for night in shrunk)
@@ -85,6 +88,7 @@ def test_what_is_needed_stays(nights, versions, champions, keep):
     assert (again.whole, again.shrunk, again.gone, again.versions) == (found.whole, found.shrunk, (), ())
 
 
+@patiently
 @given(st.lists(nights, unique_by=lambda night: night.id), st.integers(1, 8))
 def test_a_longer_retention_never_lets_more_go(nights, keep):
     assert set(keep_and_let_go(nights, (), (), keep + 1).gone) <= set(keep_and_let_go(nights, (), (), keep).gone)
@@ -289,7 +293,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", [3, 35, 65, 96])
+@pytest.mark.parametrize(
+    "moment", [35, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (1, 8, 16, 24, 45, 55, 65, 75, 85, 96))]
+)
 def test_killed_half_way_and_run_again(home, monkeypatch, moment):
     """After any of its 96 steps the process is gone: the next command ends where an unbroken one would have."""
     before = left(home)
@@ -386,6 +392,20 @@ def test_versions_stay_while_the_ledger_has_gaps(home):
     done = clean(home, {NAME: 2}, apply=True)
     assert left(home)["versions"] == [1, 2, 3, 4, 5, 6, 7] == list(range(1, 8)) and left(home)["weights"] == 7
     assert any("its ledger has gaps" in note for note in done[NAME].notes)
+
+
+def test_a_version_that_others_were_copied_from_stays(home):
+    """A copy under another name, as teams make for their production registry, lives on the bytes of the first."""
+    mlflow = store.client(home)
+    with store.globally(home):
+        mlflow.copy_model_version(f"models:/{NAME}/4", "served")
+        logged = mlflow.get_model_version(NAME, "5").source
+        mlflow.create_model_version("served", logged, model_id=logged.removeprefix("models:/"))
+    clean(home, {NAME: 2}, apply=True)
+    assert left(home)["versions"] == [2, 3, 4, 6, 7]
+    for number in ("1", "2"):
+        folder = Path(mlflow.get_model_version_download_uri("served", number).removeprefix("file://"))
+        assert list(folder.rglob("*.safetensors"))
 
 
 def test_files_of_other_kinds(home):

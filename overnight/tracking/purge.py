@@ -101,11 +101,16 @@ def find_traces(home: Home, name: str, decided: Collection[str]) -> dict[str, Tr
         return traces
 
 
-def model_behind(home: Home, version: registry.Version) -> str:
-    """Id of the logged model that a version is made of; "" for a version that is not made of one."""
+def sources(home: Home) -> dict[tuple[str, int], str]:
+    """(Model, version) → what it is made of, over the whole registry: `models:/m-…`, or `models:/<name>/<number>` for
+    a copy, which shares the bytes of that version.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer.
+    """
     with reaching(home):
-        source = client(home).get_model_version(version.name, str(version.number)).source or ""
-        return source.removeprefix("models:/") if source.startswith("models:/m-") else ""
+        found = _pages(client(home).search_model_versions, filter_string=None)
+        return {(version.name, int(version.version)): version.source or "" for version in found}
 
 
 def things_of(home: Home, trace: Trace, *, whole: bool, needed: Collection[str]) -> list[Thing]:
