@@ -32,6 +32,8 @@ from overnight.home import Home, read_json, redact, write_json
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
+DEAF_SECONDS = 60.0
+"""A server that lives is given this long to answer before it is ended: beside a training one it may be slow."""
 
 ServerState = Literal["fine", "deaf", "dead"]
 
@@ -266,11 +268,13 @@ def start_server(
 def _running(folder: Path) -> dict[str, Any] | None:
     record = folder / "server.json"
     facts = read_json(record)
-    if facts is None or server_process(record) is None:
-        return None
-    if _answers(str(facts.get("health")), seconds=10):
-        return dict(facts)
-    stop_server(record)  # alive but deaf
+    end = time.monotonic() + DEAF_SECONDS
+    while facts is not None and server_process(record) is not None:
+        if _answers(str(facts.get("health")), seconds=10):
+            return dict(facts)
+        if time.monotonic() > end:
+            stop_server(record)
+        time.sleep(0.1)
     return None
 
 
