@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flows.automations import Change, drift, silence, triggers_of
 from flows.turns import end_dead_runs, thin_backlog
+from flows.worker import POOL
 from overnight.config import Config
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
@@ -26,30 +26,13 @@ from overnight.home import Home
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
-    from prefect.events.schemas.automations import Automation, AutomationCore
 
-POOL = TAG = "overnight"
+TAG = "overnight"
 ENTRYPOINT, APPROVAL = "flows.retrain.retrain", "flows.approval.approve"
-DRIFT = "overnight.drift"
-SILENCE = timedelta(seconds=180)
-"""Six heartbeats. Also the price of a machine that slept: its night is shown as crashed until it ends."""
-SILENT = "overnight: nights that fell silent have crashed"
 NOTICE = """\
 # Written by `overnight deploy`, from the configs that have a schedule; written anew each time.
 # `prefect deploy --all` in this folder applies it too, but for the automation that ends silent nights.
 """
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was found, or done; `kind` is created, updated, removed, unchanged, paused, crashed, cancelled."""
-
-    kind: str
-    what: str
-    details: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind:<9}  {self.what}{f': {self.details}' if self.details else ''}"
 
 
 def definitions(
@@ -112,7 +95,7 @@ def deploy(
         with get_client(sync_client=True) as client:
             there = {d.name: d for d in _ours(client)}
             changes = [Change("crashed", *dead) for dead in ([] if check else end_dead_runs(home, client))]
-            changes += [_pool(client, check), _automation(client, check)]
+            changes += [_pool(client, check), silence(client, check)]
             changes += [_apply(client, there.get(name), definition, check) for name, definition in wanted.items()]
             asking = {d["name"]: d for d in approvals(configs, str(directory), str(home.root))}
             changes += [change for name in wanted for change in _ask(client, name, asking.get(name), check)]
@@ -151,16 +134,7 @@ def _definition(path: str, config: Config, directory: str, home: str) -> dict[st
         "schedules": [{"cron": config.schedule.cron, "timezone": config.schedule.timezone}],
         "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
         "work_pool": _work_pool(directory, home),
-        "triggers": [
-            {
-                "name": trigger_name(config.name),
-                "enabled": True,
-                "type": "event",
-                "posture": "Reactive",
-                "expect": [DRIFT],
-                "match": {"prefect.resource.id": f"overnight.model.{config.name}"},
-            }
-        ],
+        "triggers": [drift(config.name)],
     }
 
 
@@ -169,11 +143,6 @@ def _work_pool(directory: str, home: str) -> dict[str, Any]:
     if os.environ.get("OVERNIGHT_HOME"):
         environment["OVERNIGHT_HOME"] = home
     return {"name": POOL, "job_variables": {"working_dir": directory, "env": environment}}
-
-
-def trigger_name(name: str) -> str:
-    """The automation that starts a model's night when its data drifted."""
-    return f"overnight: {name} drifted"
 
 
 def _apply(
@@ -287,16 +256,9 @@ def _facts_of(client: SyncPrefectClient, deployment: DeploymentResponse) -> dict
         "job variables": _said(deployment.job_variables),
         "description": deployment.description or "",
         "tags": _said(sorted(deployment.tags)),
-        "trigger": ", ".join(_triggers(client, deployment)) or "none",
+        "trigger": ", ".join(triggers_of(client, deployment)) or "none",
         "signature": _said(deployment.parameter_openapi_schema),
     }
-
-
-def _triggers(client: SyncPrefectClient, deployment: DeploymentResponse) -> Iterator[str]:
-    for automation in client.read_automations_by_name(trigger_name(deployment.name)):
-        match = getattr(automation.trigger, "match", None)
-        if match is not None and deployment.id in [getattr(a, "deployment_id", None) for a in automation.actions]:
-            yield f"{automation.name} on {match.model_dump()['prefect.resource.id']}"
 
 
 def _said(value: Any) -> str:
@@ -330,48 +292,3 @@ def _pool(client: SyncPrefectClient, check: bool) -> Change:
         if not check:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         return Change("created", "work pool", f"{POOL}, of processes")
-
-
-def _automation(client: SyncPrefectClient, check: bool) -> Change:
-    """Without it a night whose machine died would be running for ever, and its model's slot taken."""
-    wanted = silence()
-    there = client.read_automations_by_name(SILENT)
-    if there and _core(there[0]) == _core(wanted):
-        return Change("unchanged", "automation", SILENT)
-    if there:
-        if not check:
-            client.update_automation(there[0].id, wanted)
-        return Change("updated", "automation", SILENT)
-    if not check:
-        client.create_automation(wanted)
-    return Change("created", "automation", SILENT)
-
-
-def silence() -> AutomationCore:
-    """The automation that sets a night to Crashed when it has sent no heartbeat for a while and did not end."""
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    from flows.retrain import retrain
-
-    ends = ("Completed", "Failed", "Cancelled", "Crashed")
-    trigger = EventTrigger(
-        posture=Posture.Proactive,
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": retrain.name},
-        for_each={"prefect.resource.id"},
-        threshold=1,
-        within=SILENCE,
-    )
-    message = f"no sign of life for {SILENCE.total_seconds():.0f} s: its process, or its machine, is gone"
-    crash = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
-    return AutomationCore(name=SILENT, trigger=trigger, actions=[crash])
-
-
-def _core(automation: Automation | AutomationCore) -> str:
-    facts = automation.model_dump(mode="json", include={"name", "trigger", "actions", "enabled"})
-    trigger = {key: sorted(v) if isinstance(v, list) else v for key, v in facts["trigger"].items()}
-    return _said({**facts, "trigger": trigger})

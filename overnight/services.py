@@ -33,6 +33,8 @@ from overnight.home import Home, read_json, redact, write_json
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
+DEAF_SECONDS = 60.0
+"""A server that lives is given this long to answer before it is ended: beside a training one it may be slow."""
 
 ServerState = Literal["fine", "deaf", "dead"]
 
@@ -292,11 +294,13 @@ def mlflow_pages(home: Home) -> str | None:
 def _running(folder: Path) -> dict[str, Any] | None:
     record = folder / "server.json"
     facts = read_json(record)
-    if facts is None or server_process(record) is None:
-        return None
-    if _answers(str(facts.get("health")), seconds=10):
-        return dict(facts)
-    stop_server(record)  # alive but deaf
+    end = time.monotonic() + DEAF_SECONDS
+    while facts is not None and server_process(record) is not None:
+        if _answers(str(facts.get("health")), seconds=10):
+            return dict(facts)
+        if time.monotonic() > end:
+            stop_server(record)
+        time.sleep(0.1)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -185,6 +186,37 @@ def test_drift_starts_a_night(project, deployed, prefect_api):
         time.sleep(0.5)
     assert [run["parameters"]["config_path"] for run in started] == ["configs/tiny.yaml"]
     assert started[0]["created_by"]["type"] == "AUTOMATION"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_silent_night_has_crashed(project, prefect_api):
+    """A night by hand that is killed in mid-search, so that nobody can report it, is Crashed when its heart stops."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.automations import silent_nights
+
+    automation = silent_nights()
+    quick = automation.trigger.model_copy(update={"within": timedelta(seconds=45)})
+    automation = automation.model_copy(update={"name": "silent for the test", "trigger": quick})
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        made = client.create_automation(automation)
+    time.sleep(5)  # until the server has noticed it
+    night = project.start("run", str(project.config), "--set", "training.epochs=2000").until("trial 0:")
+    query = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
+    running = httpx.post(f"{prefect_api}/flow_runs/filter", json=query).json()
+    mine = [run for run in running if run["parameters"].get("config_path") == str(project.config)]
+    assert len(mine) == 1
+    time.sleep(40)  # a second heartbeat
+    assert state(prefect_api, mine[0])[0] == "RUNNING", "slow is not silent"
+    night.signal(signal.SIGKILL)
+    night.wait()
+    end = time.monotonic() + 240
+    while state(prefect_api, mine[0])[0] == "RUNNING" and time.monotonic() < end:
+        time.sleep(1)
+    httpx.delete(f"{prefect_api}/automations/{made}")
+    assert state(prefect_api, mine[0]) == ("CRASHED", automation.actions[0].message)
 
 
 # -- whose turn it is --------------------------------------------------------------------------------------------------

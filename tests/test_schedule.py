@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from overnight.config.operations import Schedule
@@ -15,6 +15,7 @@ from overnight.schedule import LEAST, Turn, decide, latest, minutes_for_search, 
 CRONS = ["0 2 * * *", "*/15 * * * *", "30 1 * * 1-5", "0 */6 * * *", "0 3 1 * *", "59 23 28 2 *", "* * * * *"]
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]
 
+relaxed = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 moments = st.datetimes(datetime(2024, 1, 1), datetime(2031, 1, 1)).map(lambda m: m.replace(tzinfo=UTC))
 minutes = st.floats(1, 3000)
 schedules = st.builds(
@@ -26,6 +27,7 @@ schedules = st.builds(
 )
 
 
+@relaxed
 @given(schedules, moments)
 def test_any_moment_lies_between_two_times(schedule, moment):
     """The latest time is not after the moment, the next one is, and no time lies between the two."""
@@ -35,6 +37,7 @@ def test_any_moment_lies_between_two_times(schedule, moment):
     assert latest(schedule, after - timedelta(minutes=1)) == before
 
 
+@relaxed
 @given(schedules, moments, st.timedeltas(timedelta(), timedelta(days=40)))
 def test_a_backlog_is_one_night(schedule, scheduled, late):
     """Whichever of the missed runs starts first answers for the newest; all others then have nothing to do."""
@@ -46,6 +49,7 @@ def test_a_backlog_is_one_night(schedule, scheduled, late):
     assert second.why and "already" in second.why
 
 
+@relaxed
 @given(schedules, moments, st.timedeltas(timedelta(), timedelta(seconds=59)), st.timedeltas(timedelta(), LEAST * 99))
 def test_a_night_on_time_always_runs(schedule, moment, delay, needed):
     """Also with a deadline shorter than what the stages took, and when a worker starts it some seconds early."""
@@ -60,6 +64,7 @@ def test_a_night_on_time_always_runs(schedule, moment, delay, needed):
             assert turn.until is None
 
 
+@relaxed
 @given(schedules, moments, st.timedeltas(timedelta(), timedelta(days=40)))
 def test_missed_nights_are_made_up_for_or_not(schedule, moment, late):
     """`skip` never starts beyond the patience, `once` always does, with as much time as a night on time has."""
@@ -110,7 +115,7 @@ def test_days_of_23_and_25_hours(zone):
     assert all(latest(schedule, time) == time for time in times)
 
 
-@settings(max_examples=200)
+@relaxed
 @given(moments, st.timedeltas(timedelta(), timedelta(days=2)), st.none() | st.floats(0, 40_000))
 def test_the_search_leaves_time_for_the_rest(now, left, others):
     """At least a minute; what the other stages took last time, and a quarter more, is kept; never beyond the end."""
@@ -121,3 +126,27 @@ def test_the_search_leaves_time_for_the_rest(now, left, others):
         assert kept * 60 == pytest.approx(left.total_seconds() / 4 if others is None else 1.25 * others, abs=1e-3)
     assert given_minutes >= 1
     assert minutes_for_search(now - left, now, stages) == 1
+
+
+def test_the_deadline_bounds_the_search(tmp_path):
+    """With what the last decided night took for the rest; the smaller of both budgets counts, the config stays."""
+    from flows.turns import within
+    from overnight.config import Search
+    from overnight.home import Home, write_json
+
+    home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path)})
+    now = datetime.now(UTC)
+    search, in_an_hour = Search(minutes=50), Turn(now, until=now + timedelta(minutes=60))
+    assert within(search, None, home, "m") == within(search, Turn(now), home, "m") == search
+    assert within(search, in_an_hour, home, "m").minutes == pytest.approx(45, abs=0.1)
+    facts = {"model": "m", "stages": {"search": 9000.0, "evaluate": 300.0, "report": 180.0}}
+    for number, state in enumerate(("kept", "failed")):
+        write_json(
+            home.nights / str(number) / "night.json", {"id": str(number), "state": state, "started": number, **facts}
+        )
+        facts["stages"] = {"search": 1.0}
+    assert within(search, in_an_hour, home, "m").minutes == 50
+    soon = Turn(now, until=now + timedelta(minutes=30))
+    assert within(search, soon, home, "m").minutes == pytest.approx(20, abs=0.1)
+    assert within(Search(), soon, home, "m").minutes == pytest.approx(20, abs=0.1)
+    assert search.minutes == 50

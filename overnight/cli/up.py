@@ -26,8 +26,8 @@ from overnight.errors import NightFailed
 from overnight.home import Home, redact
 
 LOOK_SECONDS = 5.0
-DEAF_SECONDS = 120.0
-"""A server that lives is given this long to answer: beside a training one, on two cores, it may be slow."""
+DEAF_SECONDS = 60.0
+"""A server that lives may be silent for this long before it is looked at more closely."""
 
 
 @app.command()
