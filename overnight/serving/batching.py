@@ -161,6 +161,8 @@ class Batcher:
         began = time.monotonic()
         try:
             scored = await asyncio.get_running_loop().run_in_executor(self._worker, batch[0][0].model.score, rows)
+            if len(scored) != len(rows):  # else somebody would wait for ever
+                raise RuntimeError(f"{len(scored)} answers to {len(rows)} texts")
         except Exception as error:
             if len(batch) == 1:
                 if not batch[0][0].future.done():
