@@ -25,13 +25,19 @@ NOWHERE = Stores(None, None, None, None)
 
 
 @pytest.fixture(scope="module")
-def lived_in(tmp_path_factory, empty_store) -> Path:
+def lived_in(tmp_path_factory, empty_store, tiny_model) -> Path:
     """The root of a home as a promoted night leaves it."""
+    from overnight import problems
+    from overnight.settings import Training
+    from overnight.training.predict import Card, finish_model_folder
+
     root = tmp_path_factory.mktemp("lived") / "home"
     shutil.copytree(empty_store, root)
     home = Home.from_environment({"OVERNIGHT_HOME": str(root)})
     weights = tmp_path_factory.mktemp("model")
-    (weights / "model.safetensors").write_bytes(b"weights" * 100)
+    problem, labels = problems.get("sequence-classification"), {"labels": ["bad", "good"]}
+    problem.load_model(str(tiny_model), labels, Training()).save_pretrained(weights)
+    finish_model_folder(weights, Card(problem.name, labels, 32, "macro_f1"), str(tiny_model))
     run_id = runs.open_night(home, store.experiment(home, NAME), NIGHT)
     facts = {"inputs": ("text",), "example": {"text": ["a"]}, "tags": {}, "metrics": {"macro_f1": 0.5}}
     registry.register(home, NAME, weights, run_id=run_id, **facts)
@@ -106,7 +112,8 @@ def test_the_doctor_finds_a_restored_home_healthy(home, tmp_path):
     put_back(new, NOWHERE, tmp_path / "backup")
     findings = examine(new)
     assert not [f for f in findings if f.state in ("broken", "healed")]
-    assert "champion is version 1; its weights are as registered" in [f.found for f in findings]
+    healthy = "champion is version 1; its weights are as registered, and it passes the smoke test"
+    assert healthy in [f.found for f in findings]
 
 
 def test_what_a_backup_holds(home, tmp_path):
