@@ -140,9 +140,12 @@ from overnight.services import prefect_server
 cli.PATIENCE = 1.0
 cli._interruptible()
 with prefect_server(Home.from_environment()) as api:
-    print(api, flush=True)
+    told = False
     while True:
         try:
+            if not told:  # in here, since the interrupt comes as soon as it is read
+                told = True
+                print(api, flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             print("stuck", flush=True)
