@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test bench lint types check docs lock install clean
+.PHONY: run test bench lint types check docs vega lock install clean
 
 run: $(INSTALLED)  ## the night of CONFIG
 	@$(BIN)/overnight run $(CONFIG)
@@ -14,7 +14,7 @@ test: $(INSTALLED)  ## the tests that need no GPU, no browser and no network
 	@$(BIN)/python -m pytest
 
 bench: $(INSTALLED)  ## the measurements of bench/RESULTS.md, side by side with what people use today
-	@for name in fit efficiency search tokenize overhead serve; do $(BIN)/python -m bench.$$name || exit 1; done
+	@for name in fit efficiency search tokenize overhead serve load; do $(BIN)/python -m bench.$$name || exit 1; done
 
 install: $(INSTALLED)  ## the environment alone
 
@@ -29,7 +29,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 lock: $(INSTALLED)  ## resolve the newest versions anew
-	@$(BIN)/uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 \
+	@$(BIN)/uv pip compile pyproject.toml --extra demo --extra dashboard --extra server --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --upgrade -o requirements.lock
 
 lint: $(INSTALLED)
@@ -40,6 +40,12 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)  ## docs/configuration.md and docs/commands.md, made from the code
 	@$(BIN)/python docs/generate.py
+
+# the one file of others that the project carries: a report must not need the network; vega.LICENSE says whose it is
+vega: $(INSTALLED)  ## overnight/report/vega.js.gz, the plotting library inside the reports, bundled anew
+	@$(BIN)/uv run --no-project --isolated --with vl-convert-python==1.9.0.post1 python -c "import gzip, vl_convert; \
+		script = vl_convert.javascript_bundle(vl_version='6.4').encode(); \
+		open('overnight/report/vega.js.gz', 'wb').write(gzip.compress(script, 9, mtime=0))"
 
 check: lint types test  ## all that CI runs
 

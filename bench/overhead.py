@@ -3,10 +3,11 @@
     python -m bench.overhead [--nights 5] [--trials 3] [--rows 1500]
 
 Whole nights of `configs/sentiment.yaml` with fewer rows, one after another in one home: `overnight run --force`, from
-its start to its end, with the server that it starts and ends. The first night of a home, which also makes the
-databases, is told apart. A night's overhead is its wall time less the time of its stages; a
-trial's is the search's wall time, one trial at a time, less its training and what is computed once for all, shared out
-over its trials.
+its start to its end; in turns with a Prefect server that the night starts and ends, and with one that is there already,
+as `overnight up` and `overnight ui` keep it. The first night of a home, which also makes the databases, is told apart.
+A night's overhead is its wall time less the time of its stages; where no server is waited for, the stages include the
+imports of what they use. A trial's is the search's wall time, one trial at a time, less its training and what is
+computed once for all, shared out over its trials.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -31,23 +34,42 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1500)
     arguments = parser.parse_args()
-    nights = []
+    alone: list[dict[str, float]] = []
+    kept: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as home:
-        for number in range(arguments.nights + 1):
-            nights.append(night(Path(home), arguments.rows, arguments.trials))
-            print(number, nights[-1], file=sys.stderr)
-    first = nights.pop(0)
+        first = night(Path(home), arguments.rows, arguments.trials)
+        for number in range(arguments.nights):
+            alone.append(night(Path(home), arguments.rows, arguments.trials))
+            with servers(Path(home)):
+                kept.append(night(Path(home), arguments.rows, arguments.trials))
+            print(number, alone[-1], kept[-1], file=sys.stderr)
     table = [["the first night of a home above its stages", f"{first['overhead']:.1f}", ""]]
-    for key, name in (
-        ("wall", "a night, whole"),
-        ("stages", "its stages"),
-        ("overhead", "a night above its stages"),
-        ("trial", "a trial above its training"),
+    for key, name, nights in (
+        ("wall", "a night, whole", alone),
+        ("overhead", "a night above its stages", alone),
+        ("wall", "a night, whole, with servers kept running", kept),
+        ("overhead", "a night above its stages, with servers kept running", kept),
+        ("trial", "a trial above its training", alone + kept),
     ):
         values = sorted(one[key] for one in nights)
         table.append([name, f"{median(values):.1f}", f"{values[0]:.1f} to {values[-1]:.1f}"])
-    notes = f"{arguments.nights} nights of {arguments.rows:,} tweets with {arguments.trials} trials, one after another."
+    notes = f"{arguments.nights} pairs of nights of {arguments.rows:,} tweets with {arguments.trials} trials, in turns."
     record("overhead", "Overhead", ["what", "seconds, median", "range"], table, notes)
+
+
+@contextmanager
+def servers(home: Path) -> Iterator[None]:
+    """`overnight ui` on the home, while the block runs."""
+    command = [str(Path(sys.executable).with_name("overnight")), "ui", "--json"]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OVERNIGHT_HOME": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout and process.stdout.readline(), "the pages did not start"
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def night(home: Path, rows: int, trials: int) -> dict[str, float]:

@@ -71,20 +71,23 @@ def main() -> None:
 
 def save_model(folder: Path) -> Path:
     """The model folder that a night would finish, and the MLflow model that it would register, made of it."""
-    from overnight.settings import Training
     from overnight.tracking.registry import save_model as as_mlflow_model
+
+    as_mlflow_model(folder / "packed" / "model", finish(folder / "finished"), ["text"], {"text": ["a text"]})
+    return folder / "packed" / "model"
+
+
+def finish(folder: Path) -> Path:
+    """A model folder as a night leaves it: the base model with a head that chance has drawn."""
+    from overnight.settings import Training
     from overnight.training.models import resolve_base
     from overnight.training.predict import Card, finish_model_folder
 
     base = resolve_base(texts.config("short").model.base)
     facts = {"labels": ["negative", "neutral", "positive"]}
-    model = texts.PROBLEM.load_model(base, facts, Training())
-    model.save_pretrained(folder / "finished")
-    finish_model_folder(
-        folder / "finished", Card(texts.PROBLEM.name, facts, texts.MAX_LENGTH["short"], "macro_f1"), base
-    )
-    as_mlflow_model(folder / "packed" / "model", folder / "finished", ["text"], {"text": ["a text"]})
-    return folder / "packed" / "model"
+    texts.PROBLEM.load_model(base, facts, Training()).save_pretrained(folder)
+    finish_model_folder(folder, Card(texts.PROBLEM.name, facts, texts.MAX_LENGTH["short"], "macro_f1"), base)
+    return folder
 
 
 def bulk(model: Path, folder: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.turns import within
 from overnight import problems
 from overnight.config import Config
 from overnight.data.ingest import Ingested
@@ -17,6 +18,7 @@ from overnight.home import Home
 from overnight.lineage import version_tags
 from overnight.nights import Night, last_accepted
 from overnight.processes import cores
+from overnight.schedule import Turn
 from overnight.search.study import Direction
 from overnight.search.trial import Job
 from overnight.training.predict import Card, finish_model_folder
@@ -25,7 +27,7 @@ from tasks.model import gate, judge, promote, register
 from tasks.search import search
 
 
-def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> None:
+def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, turn: Turn | None = None) -> None:
     """From accepted rows to the decision; what is learnt on the way goes into the night's record."""
     problem, folder, model = problems.get(config.problem), night.folder, config.model
 
@@ -33,7 +35,7 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         previous = last_accepted(home, config.name)
         docs = folder / "data_docs"
         clean = validate(rows, config.validation, config.data.slices, config.problem, model, previous, folder, docs)
-        night.update(data={**night.record["data"], **asdict(clean)})
+        night.update(data={**night.record["data"], **asdict(clean), "previous": previous})
         if not clean.accepted:
             raise DataRefused(*clean.why)
 
@@ -58,7 +60,8 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
             metric,
         )
         direction: Direction = "minimize" if metric in problem.lower_is_better else "maximize"
-        found = search(home, folder, config.name, config.search, config.training, job, direction)
+        limits = within(config.search, turn, home, config.name)
+        found = search(home, folder, config.name, limits, config.training, job, direction)
         night.update(search=found, metric=metric)
 
     with night.stage("evaluate"):
@@ -95,6 +98,6 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested) -> 
         night.update(decision=decision.record())
 
     with night.stage("promote"):
-        entry = promote(home, version, champion, decision, night.id)
+        entry = promote(home, version, champion, decision, night.record)
         state = {"promote": "promoted", "keep": "kept", "wait": "waiting"}[decision.outcome]
         night.update(ledger=entry, state=state)

@@ -2,67 +2,87 @@
 
     overnight run configs/sentiment.yaml
 
-reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report
+reconcile → ingest → (validate → split → tokenize → search → evaluate → register → gate → promote) → report (→ clean)
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
-from prefect import flow
+from prefect import State, flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled
 
 from flows.decision import reach_decision
+from flows.turns import take_turn
 from overnight import problems
 from overnight.config import load_config
 from overnight.home import Home
 from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
+from overnight.notify import announce, announce_skipped, mistakes_told
 from overnight.processes import warm_up
+from overnight.services import set_quiet_environment
 from overnight.tracking import registry
-from tasks.care import reconcile, report
+from tasks.approval import after_decision
+from tasks.care import cleaned_afterwards, reconcile, report
 from tasks.data import ingest
 
 
 def run_night(config_path: str, overrides: list[str], force: bool) -> dict[str, Any]:
     """The flow, from a process that ends with it: Prefect's last logs and events are sent before the server may go."""
     try:
-        return retrain(config_path=config_path, overrides=overrides, force=force)
+        return cast(dict[str, Any], retrain(config_path=config_path, overrides=overrides, force=force))
     finally:
         for worker in (APILogWorker, EventsWorker):
             worker.drain_all(timeout=15)
 
 
 @flow(name="retrain", flow_run_name="{config_path}", log_prints=False)
-def retrain(config_path: str, overrides: list[str] | None = None, force: bool = False) -> dict[str, Any]:
-    """Runs one night; returns its record.
+def retrain(config_path: str, overrides: list[str] | None = None, force: bool = False) -> dict[str, Any] | State:
+    """Runs one night; returns its record, or why it was not this night's turn.
 
     Raises:
         UserError: the config or the source is wrong.
         DataRefused: the data did not pass the validation.
         NightFailed: the night could not finish.
     """
+    set_quiet_environment()  # a worker may not have
     home = Home.from_environment()
-    config = load_config(config_path, overrides or (), problems=problems.roles())
     stages: dict[str, float] = {}
-    with one_night_at_a_time(home, config.name):
-        with timed(stages, "reconcile"):
-            reconcile(home, config.name)
-        with timed(stages, "ingest"):
-            rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
+    with ExitStack() as stack:
+        with mistakes_told(config_path):
+            config = load_config(config_path, overrides or (), problems=problems.roles())
+            turn = take_turn(home, config)
+            if turn and turn.why:
+                return Cancelled(message=turn.why)
+            stack.enter_context(cleaned_afterwards(home, config.name, config.retention))
+            stack.enter_context(one_night_at_a_time(home, config.name))
+            with timed(stages, "reconcile"):
+                reconcile(home, config.name)
+            with timed(stages, "ingest"):
+                rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
         why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
         if why:
-            return {"model": config.name, "state": "skipped", "why": why, "stages": stages}
+            skipped = {"model": config.name, "state": "skipped", "why": why, "stages": stages}
+            announce_skipped(home, config, skipped)
+            return skipped
         warm_up()
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)
         try:
             with night:
-                night.update(data=asdict(rows), lineage=lineage_of(config_path))
-                reach_decision(home, config, night, rows)
+                runs = [*night.record.get("flow_runs", []), flow_run.get_id()]
+                night.update(data=asdict(rows), lineage=lineage_of(config_path), flow_runs=runs)
+                reach_decision(home, config, night, rows, turn)
+                hours, deployed = config.promotion.approval_hours, bool(deployment.id)
+                night.update(approval=after_decision(home, config.name, hours, ask=deployed))
         finally:
             if night.record["state"] != "interrupted":
                 with night.stage("report"):
                     report(home, night.folder, night.record)
+                announce(config.notify, night)
         return night.record

@@ -111,11 +111,21 @@ def _models(home: Home) -> Iterator[Finding]:
         if name not in registry.names(home):
             yield Finding("note", name, "no version yet")
             continue
-        champion = registry.champion(home, name)
-        if champion is None:
-            yield Finding("note", name, "no champion yet")
-        else:
-            registry.download(home, champion)  # raises when the weights are gone or changed
-            yield Finding("good", name, f"champion is version {champion.number}; its weights are as registered")
+        yield _champion(home, name)
         for wrong in ledger.problems(ledger.read(home, name)):
             yield Finding("broken", name, wrong)
+
+
+def _champion(home: Home, name: str) -> Finding:
+    from overnight.scoring import smoke_in_child
+    from overnight.tracking import registry
+
+    champion = registry.champion(home, name)
+    if champion is None:
+        return Finding("note", name, "no champion yet")
+    found = f"champion is version {champion.number}"
+    try:
+        smoke_in_child(home, registry.download(home, champion))
+    except OvernightError as error:
+        return Finding("broken", name, f"{found}; {error}")
+    return Finding("good", name, f"{found}; its weights are as registered, and it passes the smoke test")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from overnight.approval import settle
 from overnight.home import Home
 from overnight.nights import Night, night_records
+from overnight.scoring import smoke_in_child
 from overnight.tracking import ledger, registry, runs, store
 
 
@@ -11,8 +15,10 @@ def heal(home: Home, name: str) -> list[str]:
     """Heals one model's state; the caller holds the model, so that no night of it is alive.
 
     Nights without a process are marked as interrupted (the next run may continue the latest), records that MLflow did
-    not get are sent, its open runs are closed, half-made versions are deleted, an alias that somebody moved by hand
-    is written into the ledger. Optuna's trials are healed by the search that continues or replaces them.
+    not get are sent, its open runs are closed, half-made versions are deleted, what one of the ledger's two places has
+    lost is copied from the other, an alias that somebody moved by hand is smoke-tested and written into the ledger, and
+    questions to a person that are over are closed. Optuna's trials are healed by the search that continues or replaces
+    them.
 
     Returns:
         What was done, one line each.
@@ -38,7 +44,11 @@ def heal(home: Home, name: str) -> list[str]:
     done += [f"MLflow run {run} had no process: closed" for run in runs.heal(home, experiment_id, alive=())]
     if name in registry.names(home):
         done += [f"version {number} was half-made: deleted" for number in registry.heal_versions(home, name)]
-        moved = ledger.observe(home, name)
+        copied = ledger.rebuild(home, name)
+        if copied:
+            done.append(f"{copied} ledger entries stood in one of two places only: copied into the other")
+        moved = ledger.observe(home, name, smoke=partial(smoke_in_child, home))
         if moved:
             done.append(f"the champion alias was moved by other means: {moved.reason}")
+        done += settle(home, name, overdue=True)
     return done

@@ -90,6 +90,31 @@ class Home:
         return self.root / "nights"
 
 
+@dataclass(frozen=True)
+class Stores:
+    """What lies behind shared servers, named as the servers name it; only `overnight backup` and `restore` ask."""
+
+    prefect: str | None
+    """Database of Prefect's server: $PREFECT_SERVER_DATABASE_CONNECTION_URL."""
+    mlflow: str | None
+    """Database of MLflow's server: $MLFLOW_BACKEND_STORE_URI."""
+    artifacts: str | None
+    """Where MLflow's server keeps artifacts: $MLFLOW_ARTIFACTS_DESTINATION, as s3://bucket."""
+    s3_endpoint: str | None
+    """An S3-compatible store that is not Amazon's: $MLFLOW_S3_ENDPOINT_URL."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Stores:
+        """Reads the environment; contacts nothing."""
+        environ = os.environ if environ is None else environ
+        return cls(
+            environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL") or None,
+            environ.get("MLFLOW_BACKEND_STORE_URI") or None,
+            environ.get("MLFLOW_ARTIFACTS_DESTINATION") or None,
+            environ.get("MLFLOW_S3_ENDPOINT_URL") or None,
+        )
+
+
 def redact(uri: str) -> str:
     """The URI without user, password and query values, fit for logs and reports."""
     base, mark, query = uri.partition("?")

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 UNFINISHED = ("running", "failed", "interrupted")
 DECIDED = ("promoted", "kept", "waiting")
 RECORD = "night.json"
+EVERY = ".every"
+"""The lock that the nights of all models share; no model's name begins with a dot."""
 
 
 class Night:
@@ -115,6 +117,8 @@ def begin_night(
     write_json(folder / "config.json", config.model_dump(mode="json"))
     config_facts = {"description": config.description, "problem": config.problem, "base": config.model.base}
     night.update(config=config_facts, mode=config.promotion.mode, stages=dict(stages or {}))
+    if config.notify:
+        night.update(notified={})
     return night
 
 
@@ -189,7 +193,7 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
         UserError: when another process holds it, saying which.
     """
     path = home.folder("locks") / f"{re.sub(r'[^a-z0-9_-]', '_', name)}.lock"
-    with open(path, "a+") as lock:
+    with open(path, "a+") as lock, open(path.with_name(EVERY), "a+") as every:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -200,7 +204,20 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        fcntl.flock(every, fcntl.LOCK_SH)
         yield
+
+
+@contextmanager
+def no_night(home: Home) -> Iterator[bool]:
+    """Keeps nights from starting while the block runs, which must be short; False when one of any model is running."""
+    with open(home.folder("locks") / EVERY, "a+") as every:
+        try:
+            fcntl.flock(every, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def held(home: Home, name: str) -> bool:
@@ -222,8 +239,17 @@ def next_steps(record: Mapping[str, Any]) -> list[dict[str, str]]:
     config = record.get("lineage", {}).get("config", "CONFIG")
     version = (record.get("candidate") or {}).get("version")
     if state == "waiting":
-        text = f"promote version {version}, or leave the champion"
-        return [{"text": text, "command": f"overnight promote {name} {version} --reason '…'"}]
+        answer = f"{name} {version} --reason '…'"
+        steps = [
+            {"text": f"make version {version} the champion", "command": f"overnight promote {answer}"},
+            {"text": "or keep it out", "command": f"overnight refuse {answer}"},
+        ]
+        asked = record.get("approval")
+        if asked:
+            until = datetime.fromtimestamp(asked["until"]).astimezone()
+            text = f"or answer in Prefect's pages until {until:%Y-%m-%d %H:%M %Z}"
+            steps.append({"text": text, "command": asked["page"]})
+        return steps
     if state == "promoted":
         undo = (
             [{"text": "take it back", "command": f"overnight rollback {name} --reason '…'"}]

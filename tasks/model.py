@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,11 +17,12 @@ from overnight.config import Promotion
 from overnight.evaluation import Comparison, Evaluation, compare, evaluate
 from overnight.home import Home
 from overnight.processes import run_child
+from overnight.progress import emit
 from overnight.promotion import Decision, decide
-from overnight.report import confusion_matrix_png, decision_markdown
+from overnight.report import confusion_matrix_png, decision_markdown, model_markdown, version_markdown
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
 from overnight.tracking import ledger, registry
-from overnight.tracking.night import night_run
+from overnight.tracking.night import night_run, pages_of
 from overnight.tracking.registry import Version
 from overnight.tracking.store import TrackingUnavailable
 from tasks.artifacts import markdown
@@ -30,7 +31,7 @@ AWAY: list[float] = [5, 20, 60, 120, 300]
 """Seconds between the attempts while a server does not answer: minutes in all, as a restart takes."""
 
 
-def _server_away(task: Any, run: Any, state: Any) -> bool:
+def server_away(task: Any, run: Any, state: Any) -> bool:
     """Retry while MLflow does not answer; anything else will not pass by itself."""
     try:
         state.result()
@@ -41,7 +42,7 @@ def _server_away(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-@task(name="evaluate", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="evaluate", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def judge(
     home: Home,
     name: str,
@@ -67,7 +68,10 @@ def judge(
     models = {"candidate": str(candidate)}
     if champion:
         models["champion"] = str(registry.download(home, champion))
-    scored = run_child(score_models, folder, threads, models=models, rows=str(test), text_roles=list(kind.text_roles))
+    roles = list(kind.text_roles)
+    scored = run_child(
+        score_models, folder, threads, models=models, rows=str(test), text_roles=roles, candidate="candidate"
+    )
     predictions = json.loads((folder / PREDICTIONS).read_text())
     rows = pd.read_parquet(test)
     targets = rows[kind.target].astype(str).tolist()
@@ -95,7 +99,7 @@ def judge(
     return found
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="register", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def register(
     home: Home,
     name: str,
@@ -142,11 +146,16 @@ def gate(
     return decision
 
 
-@task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=_server_away)
+@task(name="promote", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def promote(
-    home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, night: str
+    home: Home, version: Version, champion: Mapping[str, Any] | None, decision: Decision, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the decision on the version and into the ledger, and moves the alias when it says so."""
+    """Writes the decision on the version and into the ledger, and moves the alias when it says so.
+
+    Args:
+        record: the night's, of which the descriptions in MLflow tell.
+    """
+    night = str(record["id"])
     outcome = decision.record()
     tags = {"overnight.decision": decision.outcome, "overnight.reasons": json.dumps(outcome["reasons"])[:4900]}
     registry.set_tags(home, version.name, version.number, tags)
@@ -174,7 +183,19 @@ def promote(
             night=night,
             gate=outcome,
         )
+    try:
+        _describe(home, version, decision, record)
+    except Exception as error:  # the decision stands, whatever MLflow's pages say of it
+        emit(warning=f"version {version.number} is not described in MLflow: {type(error).__name__}: {error}")
     return {"n": entry.n, "action": entry.action, "reason": entry.reason}
+
+
+def _describe(home: Home, version: Version, decision: Decision, record: Mapping[str, Any]) -> None:
+    night = str(record["id"])
+    pages = pages_of(*night_run(home, version.name, night))
+    told = version_markdown(cast(Any, record), decision.outcome, pages, home.nights / night)
+    registry.set_description(home, version.name, told, version.number)
+    registry.set_description(home, version.name, model_markdown(version.name, record["config"]["description"]))
 
 
 def _evaluation_markdown(evaluation: Evaluation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from overnight.search.trial import BEST, Job, compute_features, run_trial, trial
 from overnight.settings import Training
 from overnight.tracking.night import night_run
 from overnight.tracking.runs import Syncer
-from tasks.artifacts import table
+from tasks.artifacts import progress, table
 
 FEATURES = "features"
 HOPELESS = 3  # failures in a row, with nothing finished, after which the rest would fail too
@@ -78,6 +79,7 @@ def search(
     if study.remaining > 0:
         job = _with_features(job, search, training, night_folder / FEATURES)
     beforehand = time.monotonic() - begun
+    shown = progress("search", f"{search.wanted} trials")
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     running: dict[Any, tuple[int, Place]] = {}
     seconds: list[float] = []
@@ -120,6 +122,7 @@ def search(
                     failures.append(result["error"])
                 emit(trial=number, **{k: result[k] for k in ("state", "value", "seconds", "error") if k in result})
                 _keep_best(study, night_folder)
+                _show(study, shown)
         except BaseException:
             end_children()  # else the threads of the trials would keep an interrupted night waiting
             raise
@@ -137,11 +140,20 @@ def search(
         "params": best.params,
         "trials": rows,
         "counts": study.counts,
+        "importances": study.importances(),
         "seconds": round(time.monotonic() - begun, 2),
         "preparation_seconds": round(beforehand, 2),
         "places": str(places),
         "checkpoint": str(trial_folder(night_folder, best.number) / BEST),
     }
+
+
+def _show(study: Study, shown: Callable[[float, str], None]) -> None:
+    """How far the search is, on its artifact."""
+    counts = study.counts
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    best = f"; best is trial {study.best().number}" if counts["finished"] else ""
+    shown(100 * sum(counts.values()) / study.search.wanted, f"{said} of {study.search.wanted} trials{best}")
 
 
 def evaluations_of(search: Search, training: Training) -> int:

@@ -35,6 +35,7 @@ def test_import_rules():
         "import overnight.config, overnight.home, overnight.nights, overnight.promotion",
         "import overnight.tracking.registry, overnight.tracking.ledger, overnight.tracking.runs",
         "import overnight.search.study, overnight.expectations, overnight.report",
+        "import overnight.status, overnight.upkeep, overnight.schedule",
     ],
 )
 def test_the_command_line_starts_light(statement):

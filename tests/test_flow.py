@@ -55,8 +55,13 @@ def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
     for stage in "reconcile ingest validate split tokenize search evaluate register gate promote report".split():
         assert stage in finished
     assert "trial 0" in {run["name"] for run in runs}
-    artifacts = {a["key"] for a in httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()}
-    assert {"validation", "trials", "evaluation", "decision", "report"} <= artifacts
+    artifacts = {a["key"]: a for a in httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()}
+    assert {"validation", "trials", "evaluation", "decision", "report"} <= set(artifacts)
+    assert artifacts["search"]["type"] == "progress" and artifacts["search"]["data"] == 100.0
+    assert "of 2 trials; best is trial" in artifacts["search"]["description"]
+    page = (project.home / "nights" / first["id"] / "report.html").as_uri()
+    assert artifacts["report-page"]["data"] == f"[report.html]({page})"
+    assert "mlflow-run" not in artifacts, "MLflow's pages are served nowhere"
 
 
 def test_mlflow_holds_the_night(project, first):
@@ -77,7 +82,21 @@ def test_mlflow_holds_the_night(project, first):
         assert run.data.tags["overnight.state"] == states[number]
         assert run.info.status == {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[states[number]]
         assert client.get_metric_history(run.info.run_id, "validation/macro_f1")
+        assert all(len(value) <= 500 for value in run.data.params.values())
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "report")} >= {"report/report.html"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"config.json", "data_docs", "report"}
+
+
+def test_registry_says_why_and_how(project, first):
+    """The version's page in MLflow says why it was promoted and where all stands, the model's how to use it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.home / 'mlflow' / 'mlflow.db'}")
+    version = client.get_model_version("tiny", "1")
+    assert version.description.startswith(f"Promoted by night {first['id']}, with no champion before.\n")
+    run = f"#/experiments/{client.get_run(version.run_id).info.experiment_id}/runs/{version.run_id}"
+    assert f"[Morning report]({run}/artifacts/report/report.html?" in version.description
+    assert "models:/tiny@champion" in client.get_registered_model("tiny").description
 
 
 def test_nothing_changed_nothing_done(project, first):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -152,14 +154,49 @@ def test_rollback_walks_back_through_the_champions(home):
 
 def test_alias_moved_by_hand_is_observed(home):
     """Somebody moves the alias in MLflow's pages: the ledger learns of it once, and rollback knows the way back."""
-    assert ledger.observe(home, NAME) is None
+    assert ledger.observe(home, NAME, smoke=fine) is None
     ledger.promote(home, NAME, 1, reason="r", smoke=fine)
-    assert ledger.observe(home, NAME) is None
+    assert ledger.observe(home, NAME, smoke=broken) is None, "no new champion, no test"
     store.client(home).set_registered_model_alias(NAME, "champion", "3")
-    assert ledger.observe(home, NAME).action == "observed"
-    assert ledger.observe(home, NAME) is None
+    entry = ledger.observe(home, NAME, smoke=fine)
+    assert (entry.action, entry.reason) == ("observed", "the alias was moved without a ledger entry")
+    assert ledger.observe(home, NAME, smoke=fine) is None and ledger.doubt(home, NAME) is None
     assert moves(home) == [("promote", None, 1), ("observed", 1, 3)]
     assert ledger.rollback(home, NAME, reason="r", smoke=fine).to_version == 1
+
+
+def test_alias_moved_by_hand_to_a_version_that_does_not_work(home):
+    """The entry says that its smoke test failed, every later look says so too, and nobody but a person moves it."""
+    ledger.promote(home, NAME, 1, reason="r", smoke=fine)
+    assert ledger.doubt(home, NAME) is None
+    store.client(home).set_registered_model_alias(NAME, "champion", "3")
+    entry = ledger.observe(home, NAME, smoke=broken)
+    assert entry.reason.endswith("; its smoke test failed: scores are not a number")
+    for _ in range(2):
+        assert ledger.observe(home, NAME, smoke=fine) is None
+        said = ledger.doubt(home, NAME)
+        assert "version 3" in said and "scores are not a number" in said and "overnight rollback sentiment" in said
+    assert champion(home) == 3
+    ledger.rollback(home, NAME, reason="r", smoke=fine)
+    assert ledger.doubt(home, NAME) is None
+
+
+def test_weights_that_are_gone_are_a_failed_smoke_test(home):
+    """The version somebody put behind the alias cannot even be fetched; MLflow being away is no verdict."""
+    store.client(home).set_registered_model_alias(NAME, "champion", "2")
+
+    def away(folder: Path) -> None:
+        raise store.TrackingUnavailable("MLflow: cannot be used now")
+
+    with pytest.raises(store.TrackingUnavailable):
+        ledger.observe(home, NAME, smoke=away)
+    assert not moves(home)
+    weights = registry.download(home, registry.version_of(home, NAME, 2)) / "model.safetensors"
+    gone = weights.rename(weights.with_name("gone"))  # put back: the homes of the tests share the artifacts
+    try:
+        assert "its weights are gone" in ledger.observe(home, NAME, smoke=fine).reason
+    finally:
+        gone.rename(weights)
 
 
 def test_killed_between_alias_and_ledger(home):
@@ -252,6 +289,117 @@ def test_writers_at_the_same_time_are_put_in_line(home):
     assert champion(home) == entries[-1].to_version and ledger.problems(entries) == []
 
 
+def test_there_is_a_champion_at_every_moment(home):
+    """Somebody who asks for the champion all the time, as a server does, gets one before, during and after a move."""
+    ledger.promote(home, NAME, 1, reason="r", smoke=fine)
+    seen: list[int | None] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.append(champion(home))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in (2, 3, 4):
+        ledger.promote(home, NAME, number, reason="r", smoke=fine)
+    with pytest.raises(NightFailed):
+        ledger.promote(home, NAME, 1, reason="r", smoke=broken)
+    for _ in range(3):
+        ledger.rollback(home, NAME, reason="r", smoke=fine)
+    over.set()
+    reader.join()
+    order = [number for number, before in zip(seen, [None, *seen], strict=False) if number != before]
+    story = iter((1, 2, 3, 4, 3, 2, 1))
+    assert None not in seen and all(number in story for number in order), "a part of the story, in its order"
+    assert len(order) > 2 and ledger.problems(ledger.read(home, NAME)) == []
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from overnight.errors import OvernightError
+from overnight.home import Home
+from overnight.tracking import ledger
+uri, *arguments = sys.argv[1:]
+for root, numbers in zip(arguments[::2], arguments[1::2]):
+    home = Home(Path(root), uri, "", None)
+    ledger.read(home, "sentiment")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in numbers:
+        try:
+            print(ledger.promote(home, "sentiment", int(number), reason="r", smoke=lambda folder: None).id, flush=True)
+        except OvernightError as error:
+            print("refused:", error, flush=True)
+"""
+
+
+def test_two_processes_at_once(home, tmp_path):
+    """In one home they are put in line; on two machines with one server one may be refused. The ledger stays whole."""
+    ledger.promote(home, NAME, 1, reason="r", smoke=fine)
+    rounds = [[("home", "23"), ("home", "42")], [("one", "1313"), ("two", "4242")]]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, home.tracking_uri, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for arguments in (
+            [part for pairs in rounds for part in (str(tmp_path / pairs[which][0]), pairs[which][1])]
+            for which in (0, 1)
+        )
+    ]
+    written = {entry.id for entry in ledger.read(home, NAME)}
+    for pairs in rounds:
+        for writer in writers:
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        said = [
+            [writer.stdout.readline().strip() for _ in pair[1]] for writer, pair in zip(writers, pairs, strict=True)
+        ]
+        refused = [line for lines in said for line in lines if line.startswith("refused: ")]
+        written |= {line for lines in said for line in lines} - set(refused)
+        ledger.observe(home, NAME, smoke=fine)
+        entries = ledger.read(home, NAME)
+        assert written <= {entry.id for entry in entries} and ledger.problems(entries) == []
+        assert {e.action for e in entries if e.id not in written} <= {"observed"}
+        assert champion(home) == ledger._last_move(entries).to_version
+        if pairs[0][0] == pairs[1][0]:
+            assert all("is the champion already" in line for line in refused)
+            assert [e.from_version for e in entries[1:]] == [e.to_version for e in entries[:-1]]
+        written = {entry.id for entry in entries}
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+
+
+def test_the_doctor_heals_the_ledger_and_tells_of_a_bad_champion(home):
+    """Entries that one of the two places has lost come back; a champion that does not answer is broken, not healed."""
+    from overnight.doctor import _models
+
+    for number in (1, 2):
+        ledger.promote(home, NAME, number, reason="r", smoke=fine)
+    entries = ledger.read(home, NAME)
+    (home.root / "ledger" / f"{NAME}.jsonl").unlink()
+    found = list(_models(home))
+    assert any(f.state == "healed" and f.found.startswith("2 ledger entries") for f in found)
+    store.client(home).delete_registered_model_tag(NAME, entries[0].key)
+    store.client(home).set_registered_model_alias(NAME, "champion", "3")
+    found = list(_models(home))
+    assert any(f.state == "healed" and f.found.startswith("1 ledger entries") for f in found)
+    assert any(f.state == "healed" and "its smoke test failed" in f.found for f in found), "observed"
+    broken_ones = [f.found for f in found if f.state == "broken"]
+    assert (
+        len(broken_ones) == 1 and "champion is version 3; " in broken_ones[0] and "no overnight.json" in broken_ones[0]
+    )
+    assert ledger._ordered(ledger._mirrored(home, NAME)) == ledger._ordered(ledger._kept(home, NAME))
+    assert champion(home) == 3
+
+
 def test_two_machines_lose_no_entry(home, tmp_path):
     """Two homes on one server, each writing entry n: both are kept, neither overwrites the other's."""
     other = Home(tmp_path / "other", home.tracking_uri, home.study_storage, None)
@@ -311,7 +459,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(number=st.integers(1, VERSIONS))
     def by_hand(self, number: int) -> None:
         store.client(self.home).set_registered_model_alias(NAME, "champion", str(number))
-        entry = ledger.observe(self.home, NAME)
+        entry = ledger.observe(self.home, NAME, smoke=fine)
         assert (entry is None) == (number == self.now)
         if entry:
             self.moved("observed", number)

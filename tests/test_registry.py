@@ -246,6 +246,20 @@ def test_unknown_names_are_the_users_mistake(registered):
     assert registry.names(home) == ["sentiment"]
 
 
+def test_descriptions(home, model_folder):
+    """A version's description is replaced; the model's too while it is ours, and a person's words stay."""
+    register(home, model_folder)
+    client = store.client(home)
+    registry.set_description(home, "sentiment", "**Promoted** because", 1)
+    assert registry.version_of(home, "sentiment", 1).description.startswith("**Promoted** because\n")
+    for text in ("What people think, and how to use it", "Other words of ours", "x" * 6000):
+        registry.set_description(home, "sentiment", text)
+        assert client.get_registered_model("sentiment").description.startswith(text[:4000])
+    client.update_registered_model("sentiment", "Ask Ana before you use it")
+    registry.set_description(home, "sentiment", "Words of ours")
+    assert client.get_registered_model("sentiment").description == "Ask Ana before you use it"
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import io
 import json
 import re
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +19,18 @@ from rich.console import Console
 from overnight.config import Promotion
 from overnight.evaluation import compare, evaluate
 from overnight.promotion import decide
-from overnight.report import decision_markdown, html, terminal, trials_rows, validation_rows
+from overnight.report import (
+    decision_markdown,
+    html,
+    model_markdown,
+    terminal,
+    trials_rows,
+    validation_rows,
+    version_markdown,
+)
+from overnight.report.curves import read_curves
 from overnight.report.pictures import drawn, png, svg
+from overnight.report.plots import plots
 
 EVIL = "<script>alert('$x_1^$')</script>"
 
@@ -68,9 +82,11 @@ def made(labels: tuple[str, ...], gain: float, mode: str) -> str:
                     {"expectation": "duplicates", "severity": "warn", "passed": False, "text": "12 % repeat",
                      "rows": [17]},
                 ],
+                "facts": {"label_shares": {"positive": 0.25, "negative": 0.75}, "chars": {"p50": 90}},
+                "previous": {"label_shares": {"negative": 0.5, "neutral": 0.5}, "chars": {"p50": 60}},
             },
             "stages": {"ingest": 1.4, "search": 341.0, "evaluate": 14.0}, "overhead": 19.0,
-            "lineage": {"git_commit": "08c5dbc"},
+            "lineage": {"git_commit": "08c5dbc", "nothing": None}, "metric": "macro_f1",
             "next": [{"text": "Go back:", "command": "overnight rollback sentiment --reason TEXT"}],
         }
     )  # fmt: skip
@@ -116,10 +132,14 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.texts.append(data)
 
 
+MONITOR = {
+    "version": 7, "source": "traffic", "text": "1 of the last 5 windows drifted (length)",
+    "windows": [{"findings": {"length": {"effect": 0.4, "limit": 0.2, "drifted": True, "text": "median 60 → 90"}}}],
+}  # fmt: skip
 STATES = [
     (night(), "Promoted", "Version 8 is the new champion"),
     (night(gain=0), "Kept", "Version 7 stays the champion"),
@@ -181,18 +201,115 @@ def test_terminal_is_plain_without_a_terminal():
 
 
 def test_page_needs_nothing_from_elsewhere():
-    """No script, no request: nothing on the page loads, links or imports anything."""
+    """Nothing on the page loads anything, and links lead to places on the page."""
     text = html(night())
     page = Page(text)
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "link", "img", "iframe", "object", "a"}
+    assert not tags & {"link", "img", "iframe", "object"}
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for _, attributes in page.elements:
         for name, value in attributes.items():
             assert name not in ("src", "srcset") and not name.startswith("on")
-            assert name not in ("href", "xlink:href") or value.startswith("#")
+            assert name != "href" or value.removeprefix("#") in ids
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
-    assert len(text) < 120_000
+    assert len(text) < 600_000 and len(html(night(search={}))) < 80_000
+
+
+def test_only_our_two_scripts_may_run():
+    """The policy names the hashes of the loader and of what it unpacks; without plots no script may run."""
+    policy, scripts = policy_and_scripts(html(night()))
+    assert "default-src 'none'" in policy
+    allowed = re.search("script-src (.*)$", policy)[1].split()
+    unpacked = gzip.decompress(base64.b64decode(scripts["vega"]))
+    runs = [scripts[""].encode(), unpacked]
+    assert allowed == [f"'sha256-{base64.b64encode(hashlib.sha256(s).digest()).decode()}'" for s in runs]
+    assert b"window.vegaEmbed=" in unpacked
+    policy, scripts = policy_and_scripts(html(night(search={})))
+    assert "script-src 'none'" in policy and not scripts
+
+
+def policy_and_scripts(text: str) -> tuple[str, dict[str, str]]:
+    """The page's policy, and the texts of its script elements by their id."""
+    policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    return policy, dict(re.findall(r'<script(?:[^>]* id="(\w+)")?>(.*?)</script>', text, re.DOTALL))
+
+
+def test_plots_show_every_trial():
+    """Both plots are valid Vega-Lite and hold every trial that has numbers; the curves come from the trials' files."""
+    import altair
+
+    shown = json.loads(policy_and_scripts(html(night()))[1]["plots"])
+    assert list(shown) == ["curves", "parallel"]
+    for spec in shown.values():
+        altair.Chart.from_dict(spec)  # checks against the schema
+    curves, lines = (shown[name]["data"]["values"] for name in shown)
+    assert {(row["trial"], row["x"], row["y"]) for row in curves} == {(0, 1, 0.6), (0, 2, 0.71), (1, 1, 0.5)}
+    rates = {row["trial"]: (row["at"], row["shown"]) for row in lines if row["axis"] == "learning_rate"}
+    assert rates[1] == (0, "1e-05") and rates[2] == (1, "1") and 0.1 < rates[0][0] < 0.15  # logarithmic
+    assert {row["trial"] for row in lines if row["axis"] == "macro_f1"} == {0, 1}
+    assert lines[-1]["trial"] == curves[-1]["trial"] == 0, "the best trial is drawn last, on top"
+
+
+def test_curves_from_the_folders_of_the_trials(tmp_path):
+    """Metric and losses over the epochs, thinned; half a line and a number that is none are passed over."""
+    trial = tmp_path / "trials" / "0003"
+    trial.mkdir(parents=True)
+    lines = [{"kind": "log", "epoch": i / 100, "loss": 1 / (i + 1)} for i in range(500)]
+    lines += [{"kind": "evaluation", "epoch": 5.0, "value": 0.8, "validation_loss": float("nan")}]
+    (trial / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"epoch": 5.0, "lo')
+    points = read_curves(tmp_path, "macro_f1")
+    assert points[0] == (3, "macro_f1", 5.0, 0.8) and {p.series for p in points} == {"macro_f1", "training loss"}
+    loss = [p for p in points if p.series == "training loss"]
+    assert 60 < len(loss) <= 121 and loss[-1][2:] == (4.99, 1 / 500)
+    found = plots({"trials": [{"number": 3, "state": "finished", "value": float("inf")}]}, points, "macro_f1", "epoch")
+    json.dumps(found, allow_nan=False)
+    assert list(found) == ["curves"], "trials without parameters have no coordinates"
+
+
+def test_page_tells_all_without_scripts():
+    """What the plots show stands in the page itself: a still picture, the table of all trials, the importances."""
+    record = night()
+    record["search"]["importances"] = {"learning_rate": 0.75, "epochs": 0.25}
+    page = Page(re.sub("<script.*?</script>", "", html(record), flags=re.DOTALL))
+    said = " ".join(" ".join(page.texts).split())
+    for text in ("4.2e-05", "pruned", "the loss is not finite", "0.75", "PED-ANOVA over 1 finished trials"):
+        assert text in said
+    assert sum(a.get("class") == "picture" for tag, a in page.elements if tag == "svg") == 2
+
+
+def test_page_tells_how_the_data_changed():
+    """Refused rows by reason; shares and lengths against the last accepted night, also of a label that is gone."""
+    said = " ".join(" ".join(Page(html(night())).texts).split())
+    assert "duplicate 331" in said and "Against the last accepted night" in said
+    assert "negative 50.0 % 75.0 % +25.0 pp" in said and "neutral 50.0 % 0.0 % -50.0 pp" in said
+    assert "p50 characters 60 90 +50 %" in said
+    record = night()
+    record["data"]["previous"] = None
+    said = " ".join(" ".join(Page(html(record)).texts).split())
+    assert "Against" not in said and "negative 75.0 %" in said and " pp" not in said
+
+
+def test_texts_are_shown_only_when_asked_for():
+    """Examples of the validation stand on the page when the config asked for them, and the page says so."""
+    record = night()
+    assert "No text of the data is shown" in html(record)
+    record["data"]["results"][1]["examples"] = [f"a text {EVIL}"]
+    page = Page(html(record))
+    assert f"a text {EVIL}" in page.texts and not any("No text of the data" in t for t in page.texts)
+
+
+def test_page_in_the_order_of_a_reader():
+    """The decision first, then champion against candidate, search, data, live texts, cost, lineage, what next."""
+    page = Page(html(night(monitor=MONITOR, scheduled=1795399200.0)))
+    ids = [a["id"] for tag, a in page.elements if tag == "section" and "id" in a]
+    order = ["decision", "why", "numbers", "slices", "search", "data", "monitor", "cost", "lineage", "next"]
+    assert [i for i in ids if i in order] == order
+    said = " ".join(" ".join(page.texts).split())
+    assert "1 of the last 5 windows drifted (length) version 7, traffic; its last window:" in said
+    assert "! length median 60 → 90 effect 0.4, limit 0.2" in said and "Scheduled 2026-11-23" in said
+    assert "live 1 of the last 5 windows drifted (length)" in " ".join(shown(night(monitor=MONITOR)).split())
+    assert 'id="monitor"' not in html(night(monitor={}))
 
 
 def test_page_can_be_read_without_seeing_it():
@@ -202,6 +319,12 @@ def test_page_can_be_read_without_seeing_it():
     assert levels.count(1) == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
     pictures = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "picture"]
     assert len(pictures) == 2 and all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in pictures)
+    assert all(a["role"] in ("img", "region") for _, a in page.elements if "aria-label" in a and "role" in a)
+    assert all(
+        a["aria-labelledby"] in {e.get("id") for _, e in page.elements}
+        for _, a in page.elements
+        if "aria-labelledby" in a
+    )
     assert all("scope" in a for tag, a in page.elements if tag == "th" and a)
     signs = [a for tag, a in page.elements if tag == "span" and a.get("class", "").startswith("sign")]
     assert signs and all(a["aria-label"] in ("passed", "failed", "warning") for a in signs)
@@ -243,7 +366,8 @@ def test_names_are_escaped_everywhere():
     record["next"] = [{"text": EVIL, "command": EVIL}]
     text = html(record)
     page = Page(text)
-    assert "<script" not in text and "script" not in {tag for tag, _ in page.elements}
+    assert "<script>alert" not in text and text.count("<script") == 3
+    json.loads(policy_and_scripts(text)[1]["plots"])
     assert sum(EVIL in t for t in page.texts) >= 10
     assert EVIL in shown(record, width=200)
     figures = drawn(record)
@@ -282,6 +406,26 @@ def test_decision_as_markdown():
     assert len(lines) == 4 + len(record["reasons"]) and lines[7].startswith("| ✗ | chance | gain +0.000 macro\\_f1")
     assert decision_markdown(night(mode="dry-run")["decision"]).startswith("# Dry run: would promote\n")
     assert decision_markdown(night(mode="manual")["decision"]).startswith("# Wait for a person\n")
+
+
+def test_version_as_markdown():
+    """Why, against what, the numbers with intervals, where all stands; a name cannot leave its cell."""
+    pages = {"run": "#/r", "report": "#/r/artifacts/report/report.html", "docs": "#/d"}
+    record = night(labels=("bad", "a|b"))
+    lines = version_markdown(record, "promote", pages, Path("/srv/n1")).splitlines()
+    assert lines[0] == "Promoted by night sentiment-20261123-021500, against version 7."
+    assert any(re.fullmatch(r"\| ✓ chance \| &emsp;gain .*interval.* \|", line) for line in lines)
+    assert "| metric | &emsp;version 8 | &emsp;version 7 |" in lines
+    numbers = r"\| macro\\_f1 \| &emsp;0\.\d{3} \[0.*\] \| &emsp;0\.\d{3} \[0.*\] \|"
+    assert any(re.fullmatch(numbers, line) for line in lines) and any(r"f1/a\|b" in line for line in lines)
+    assert r"Trial 0: learning\_rate 4.2e-05, epochs 2" in lines
+    assert f"- [Morning report]({pages['report']}), `/srv/n1/report.html`" in lines
+    assert "overnight promote sentiment 8 --reason TEXT" in lines
+    first = version_markdown(night(champion=None, comparison=None), "keep", pages, Path("/srv/n1"))
+    assert first.startswith("Kept out of production by night") and "with no champion before" in first
+    assert "| metric | &emsp;version 8 | &emsp;no champion |\n|---|---|---|\n" in first
+    told = model_markdown("sentiment", "What people think")
+    assert told.startswith("What people think\n") and "models:/sentiment@champion" in told
 
 
 def test_tables_for_artifacts():

@@ -140,6 +140,25 @@ def test_best_parameters_of_earlier_nights_come_first(tmp_path):
     assert study_of(tmp_path, name="night-3", space=narrow).ask().params["learning_rate"] >= 1.0
 
 
+def test_importances(tmp_path):
+    """What the metric follows comes first; few trials, one parameter or equal values say nothing, without a warning."""
+
+    def told(name, trials, value, space=SPACE):
+        study = study_of(tmp_path, name=name, trials=trials, space=space, pruner="none", sampler="random")
+        for _ in range(trials):
+            ask = study.ask()
+            study.tell(ask.number, "finished", value(ask.params))
+        return study.importances()
+
+    found = told("follows", 12, lambda params: params["learning_rate"])
+    assert list(found) == ["learning_rate", "batch_size"] and sum(found.values()) == pytest.approx(1, abs=1e-3)
+    assert found["learning_rate"] > 0.7
+    assert told("few", 4, lambda params: params["learning_rate"]) == {}
+    assert told("alike", 6, lambda params: 0.5) == {}
+    one = {"learning_rate": SPACE["learning_rate"]}
+    assert told("one", 6, lambda params: params["learning_rate"], one) == {}
+
+
 def test_trials_of_abandoned_nights_are_closed(tmp_path):
     """A trial that no process will continue does not stay RUNNING for ever; other models' trials are not touched."""
     study_of(tmp_path, name="night-1").ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from overnight.cli import app
 from overnight.cli.live import shown
 from overnight.cli.output import AsJson, ConfigFile, Overrides, print_json, print_table
 from overnight.config import Config, load_config
-from overnight.errors import DataRefused
+from overnight.errors import DataRefused, UserError
 from overnight.home import Home
 
 
@@ -27,10 +28,17 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one night: from raw text to a decided model version."""
-    home, facts = Home.from_environment(), _load(config, overrides)
-    why = _nothing_to_do(home, facts, config)
+    from overnight.nights import one_night_at_a_time
+    from overnight.notify import announce_skipped, mistakes_told
+
+    with mistakes_told(config):
+        home, facts = Home.from_environment(), _load(config, overrides)
+        why = _nothing_to_do(home, facts, config)
     if why and not force:
         record: dict[str, Any] = {"model": facts.name, "state": "skipped", "why": why}
+        # where another process holds the model, its night's end will be told
+        with shown(as_json), suppress(UserError), one_night_at_a_time(home, facts.name):
+            announce_skipped(home, facts, record)
     else:
         record = _night(home, config, overrides, force, quiet=as_json)
     _show(home, record, as_json)

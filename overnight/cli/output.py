@@ -22,6 +22,7 @@ ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the regi
 def print_json(facts: Any) -> None:
     """Facts on standard output, for programs."""
     sys.stdout.write(json.dumps(facts, indent=2, default=str, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # who reads a pipe should not have to wait for the end of `overnight ui`
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "nothing yet") -> None:

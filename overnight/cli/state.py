@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -20,19 +21,27 @@ app.add_typer(config_app, name="config")
 
 
 @app.command()
-def ui(as_json: AsJson = False) -> None:
-    """Serve the MLflow and Prefect pages on the state under the home; ctrl-c ends both."""
+def ui(
+    optuna: Annotated[bool, typer.Option("--optuna", help="Serve optuna-dashboard on the studies too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the MLflow and Prefect pages on the state under the home; ctrl-c ends them."""
+    from overnight.dashboard import dashboard_server
     from overnight.services import mlflow_server, prefect_server
     from overnight.tracking import store
 
     home = Home.from_environment()
-    store.prepare(home)
-    with prefect_server(home) as api, mlflow_server(home) as tracking:
-        links = {"mlflow": tracking, "prefect": api.removesuffix("/api")}
+    with ExitStack() as servers:
+        links = {"optuna": servers.enter_context(dashboard_server(home))} if optuna else {}
+        store.prepare(home)
+        links["prefect"] = servers.enter_context(prefect_server(home)).removesuffix("/api")
+        links["mlflow"] = servers.enter_context(mlflow_server(home))
         if as_json:
             print_json(links)
         else:
-            typer.echo(f"MLflow   {links['mlflow']}\nPrefect  {links['prefect']}\nctrl-c ends both")
+            names = {"mlflow": "MLflow", "prefect": "Prefect", "optuna": "Optuna"}
+            lines = [f"{name:<8} {links[key]}" for key, name in names.items() if key in links]
+            typer.echo("\n".join([*lines, "ctrl-c ends them"]))
         try:
             while True:
                 time.sleep(3600)

@@ -5,7 +5,8 @@
 sections.py says what a file may hold, load.py reads it and words the complaints.
 """
 
-from overnight.config.load import ARROW, config_hash, json_schema, load_config
+from overnight.config.load import ARROW, config_hash, json_schema, load_config, read_notify
+from overnight.config.operations import Notification, Retention
 from overnight.config.sections import (
     Config,
     Data,
@@ -30,12 +31,15 @@ __all__ = [
     "Expectations",
     "FurtherExpectation",
     "Model",
+    "Notification",
     "Promotion",
+    "Retention",
     "Search",
     "Split",
     "Validation",
     "config_hash",
     "json_schema",
     "load_config",
+    "read_notify",
     "with_parameters",
 ]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from overnight.config.operations import Notification
 from overnight.config.sections import Config, Domain, training_value
 from overnight.errors import Complaint, UserError, nearest
 from overnight.settings import Training
@@ -62,6 +63,15 @@ def load_config(
     if complaints:
         raise UserError(*dict.fromkeys(complaints))
     return config
+
+
+def read_notify(path: str | Path) -> tuple[Notification, ...]:
+    """Who is to be told, by a file that may be wrong elsewhere; nobody where that cannot be read."""
+    try:
+        facts, _ = _read(Path(path), str(path))
+        return TypeAdapter(tuple[Notification, ...]).validate_python(facts.get("notify") or ())
+    except (UserError, ValidationError):
+        return ()
 
 
 @dataclass

@@ -77,6 +77,9 @@ class Retention(Section):
     nights: Annotated[int, Field(ge=1)] = 14
     """Nights that are kept with all that belongs to them: folders, runs, versions, studies."""
 
+    auto: bool = False
+    """Whether each night cleans at its end; else `overnight clean --apply` does."""
+
 
 class Monitor(Section):
     """When scored texts count as drifted: the rule `k of the last n windows`.

@@ -338,7 +338,7 @@ class Promotion(Section):
     """When a candidate replaces the champion."""
 
     mode: Literal["auto", "manual", "dry-run"] = "auto"
-    """`auto` promotes what passes, `manual` waits for `overnight promote`, `dry-run` only says what it would do."""
+    """`auto` promotes what passes, `manual` waits for a person's word, `dry-run` only says what it would do."""
 
     floor: float = 0.0
     """Lowest value of the metric on the test rows; below it nothing is promoted, not even on the first night."""
@@ -353,7 +353,7 @@ class Promotion(Section):
     """Largest ratio of the candidate's latency a text to the champion's."""
 
     approval_hours: Annotated[float, Field(gt=0)] = 24.0
-    """With `manual`: hours in which a person may approve a candidate in Prefect's pages; then the champion stays."""
+    """With `manual`, where nights run by a schedule: hours in which a person may answer; then the champion stays."""
 
 
 class Config(Section):

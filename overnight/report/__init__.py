@@ -10,6 +10,7 @@ from overnight.report.markdown import decision_markdown, night_markdown, trials_
 from overnight.report.page import html, write_report
 from overnight.report.pictures import confusion_matrix_png
 from overnight.report.record import NightRecord
+from overnight.report.registered import model_markdown, version_markdown
 from overnight.report.terminal import terminal
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "confusion_matrix_png",
     "decision_markdown",
     "html",
+    "model_markdown",
     "night_markdown",
     "terminal",
     "trials_rows",
     "validation_rows",
+    "version_markdown",
     "write_report",
 ]

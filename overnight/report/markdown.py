@@ -21,23 +21,23 @@ def decision_markdown(decision: Mapping[str, Any]) -> str:
         title = "Dry run: would promote"
     lines = [f"# {title}", "", "| | rule | what it saw |", "|---|---|---|"]
     for reason in decision["reasons"]:
-        lines.append(f"| {'✓' if reason['passed'] else '✗'} | {_cell(reason['rule'])} | {_cell(reason['text'])} |")
+        lines.append(f"| {'✓' if reason['passed'] else '✗'} | {cell(reason['rule'])} | {cell(reason['text'])} |")
     return "\n".join(lines) + "\n"
 
 
 def night_markdown(record: NightRecord) -> str:
     """The whole report in a few lines, for a page of Prefect and the description of the run in MLflow."""
     said = headline(record)
-    lines = [f"# {_cell(said.title)}", "", *(f"- {_cell(why)}" for why in said.why)]
+    lines = [f"# {cell(said.title)}", "", *(f"- {cell(why)}" for why in said.why)]
     metrics = metric_lines(record)
     if metrics:
         lines += ["", "| metric | candidate | champion |", "|---|---|---|"]
         lines += [
-            f"| {_cell(m.name)} | {point(m.candidate)} {interval(m.candidate)} | {point(m.champion)} |" for m in metrics
+            f"| {cell(m.name)} | {point(m.candidate)} {interval(m.candidate)} | {point(m.champion)} |" for m in metrics
         ]
     search = record.get("search")
     if search:
-        lines += ["", f"Search: {_cell(trial_counts(search))}"]
+        lines += ["", f"Search: {cell(trial_counts(search))}"]
     data = record.get("data")
     if data and "rows_refused" in data:
         lines += ["", f"Data: {data['rows']:,} rows, {data['rows_refused']:,} refused"]
@@ -74,7 +74,7 @@ def validation_rows(results: Sequence[Expected]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot leave its cell: labels and names are other people's words."""
     escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.split()))
     return escaped.replace("<", "&lt;").replace(">", "&gt;")

@@ -1,20 +1,29 @@
-"""The report as one page that needs nothing else: no script, no request, light and dark, readable on a phone."""
+"""The report as one page that needs nothing else: no request, light and dark, readable on a phone, also unscripted."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.home import write_text
 from overnight.report import words
+from overnight.report.curves import Point, evaluated, read_curves
 from overnight.report.markdown import trials_rows
 from overnight.report.pictures import FEWEST_ROWS, drawn, png, svg
+from overnight.report.plots import plots, vega
 
 if TYPE_CHECKING:
     from overnight.evaluation import Evaluation
-    from overnight.report.record import NightRecord
+    from overnight.report.record import NightRecord, Rows
 
 TEMPLATE = "night.html.j2"
+MOST_SHARES = 15
 ALT = {
     "reliability": "Share of right predictions against the score of the predicted label; on the dashed diagonal scores "
     "are probabilities.",
@@ -22,8 +31,12 @@ ALT = {
 }
 
 
-def html(record: NightRecord) -> str:
-    """The whole page; labels, names and errors of other people are escaped, and no text of the data is shown."""
+def html(record: NightRecord, points: Sequence[Point] = ()) -> str:
+    """The whole page; labels, names and errors of other people are escaped.
+
+    Args:
+        points: the trials' curves over their epochs (`read_curves`); absent: what the record knows of them.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -35,16 +48,21 @@ def html(record: NightRecord) -> str:
     )
     environment.filters |= {"duration": words.duration, "moment": words.moment, "number": words.number}
     environment.globals |= {"point": words.point, "interval": words.interval, "sure": words.sure}
-    return environment.get_template(TEMPLATE).render(view(record))
+    return environment.get_template(TEMPLATE).render(view(record, points))
 
 
-def view(record: NightRecord) -> dict[str, Any]:
+def view(record: NightRecord, points: Sequence[Point] = ()) -> dict[str, Any]:
     """What the template shows, worked out."""
     search, data = record.get("search") or {}, record.get("data") or {}
     candidate, champion = words.evaluation(record, "candidate"), words.evaluation(record, "champion")
     decision = record.get("decision")
     lines = words.metric_lines(record)
-    best = words.best_trial(search, (record.get("candidate") or {}).get("trial"))
+    chosen = (record.get("candidate") or {}).get("trial")
+    best = words.best_trial(search, chosen)
+    pictures = {name: svg(figure, name, ALT[name]) for name, figure in drawn(record).items() if name in ALT}
+    metric = words.metric(record)
+    curves, axis = (points, "epoch") if points else (evaluated(search, metric), "evaluation")
+    moving = plots(search, curves, metric, axis, chosen)
     return {
         "record": record,
         "headline": words.headline(record),
@@ -52,7 +70,7 @@ def view(record: NightRecord) -> dict[str, Any]:
         "facts": _facts(record),
         "versions": (words.version(record, "champion"), words.version(record, "candidate")),
         "compared": champion is not None,
-        "metric": candidate["metric"] if candidate else "",
+        "metric": metric,
         "candidate": candidate,
         "champion": champion,
         "summary": [line for line in lines if not line.name.startswith("f1/")],
@@ -61,19 +79,41 @@ def view(record: NightRecord) -> dict[str, Any]:
         "comparison": record.get("comparison"),
         "confusion": _confusion(candidate),
         "slices": _slices(candidate, champion),
-        "pictures": {name: svg(figure, name, ALT[name]) for name, figure in drawn(record).items() if name in ALT},
+        "pictures": pictures,
         "fewest": FEWEST_ROWS,
         "trials": trials_rows(search.get("trials", [])),
         "trial_counts": words.trial_counts(search),
+        "finished": sum(trial["state"] == "finished" for trial in search.get("trials", ())),
         "best": best,
         "best_parameters": best.get("params", {}) if best else {},
+        "importances": _shares(search.get("importances") or {}, most=True),
+        "plots": moving,
+        "still": {"curves": pictures["search_curves"]} if "search_curves" in pictures else {},
+        "scripts": _scripts(moving) if moving else None,
         "errors": [(t["number"], t["error"]) for t in search.get("trials", []) if t.get("error")],
         "data": data,
+        "refused": _shares({name: count for name, count in data.get("reasons", {}).items() if count}, most=True),
+        "changes": _changes(data),
+        "private": not any(result.get("examples") for result in data.get("results", ())),
         "sides": _shares(data.get("split") or {}),
+        "watched": _watched(record.get("monitor") or {}),
         "stages": _shares(record.get("stages") or {}, most=True),
         "took": words.took(record),
+        "overhead": words.overhead(record),
         "next": record.get("next") or [],
-        "lineage": record.get("lineage") or {},
+        "lineage": {name: fact for name, fact in (record.get("lineage") or {}).items() if fact is not None},
+    }
+
+
+def _scripts(moving: dict[str, Any]) -> dict[str, Any]:
+    """What makes the plots move, and the hashes by which the page lets these two scripts run and no other."""
+    packed, loader = vega(), files("overnight.report").joinpath("plots.js").read_text(encoding="utf-8")
+    digests = [hashlib.sha256(script).digest() for script in (loader.encode(), gzip.decompress(packed))]
+    return {
+        "hashes": [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests],
+        "loader": loader,
+        "vega": base64.b64encode(packed).decode(),
+        "plots": json.dumps(moving, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
 
 
@@ -81,6 +121,9 @@ def _facts(record: NightRecord) -> list[tuple[str, str]]:
     found = []
     if "started" in record:
         found.append(("Started", words.moment(record["started"])))
+    scheduled = record.get("scheduled")
+    if scheduled:
+        found.insert(0, ("Scheduled", scheduled if isinstance(scheduled, str) else words.moment(scheduled)))
     if (seconds := words.took(record)) is not None:
         found.append(("Took", words.duration(seconds)))
     data, search = record.get("data") or {}, record.get("search") or {}
@@ -126,16 +169,47 @@ def _slices(candidate: Evaluation | None, champion: Evaluation | None) -> dict[s
     return found
 
 
+def _changes(data: Rows) -> dict[str, Any]:
+    """Shares of labels and languages and lengths of texts, tonight and in the last accepted night."""
+    now, before = data.get("facts") or {}, data.get("previous") or {}
+    shares, sizes, kinds = [], [], []
+    for kind in ("label_shares", "languages"):
+        ours, theirs = now.get(kind) or {}, before.get(kind) or {}
+        if ours:
+            kinds.append({"label_shares": "labels"}.get(kind, kind))
+            names = sorted({*ours, *theirs}, key=lambda name: -max(ours.get(name, 0.0), theirs.get(name, 0.0)))
+            shares += [{"name": n, "before": theirs.get(n, 0.0), "now": ours.get(n, 0.0)} for n in names[:MOST_SHARES]]
+    for kind, name in (("chars", "characters"), ("tokens", "tokens")):
+        theirs = before.get(kind) or {}
+        for quantile, size in (now.get(kind) or {}).items():
+            sizes.append({"name": f"{quantile} {name}", "before": theirs.get(quantile), "now": size})
+    return {"shares": shares, "sizes": sizes, "kinds": kinds, "compared": bool(before)}
+
+
 def _shares(amounts: dict[str, Any], most: bool = False) -> list[dict[str, Any]]:
     """Each amount with its share of the sum (or of the largest), in percent."""
     whole = (max if most else sum)(amounts.values(), default=0) if most else sum(amounts.values())
     return [{"name": n, "amount": a, "share": round(100 * a / whole, 2) if whole else 0} for n, a in amounts.items()]
 
 
+def _watched(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the monitor said last, and what it saw in its last window."""
+    if not found.get("text"):
+        return None
+    windows = found.get("windows") or [{}]
+    facts = [f"version {found['version']}" if found.get("version") else "", str(found.get("source") or "")]
+    facts += [f"looked at {words.moment(found['time'])}"] if found.get("time") else []
+    return {
+        "text": found["text"],
+        "facts": ", ".join(filter(None, facts)),
+        "findings": [{"name": name, **one} for name, one in (windows[-1].get("findings") or {}).items()],
+    }
+
+
 def write_report(record: NightRecord, folder: Path) -> Path:
-    """Writes `report.html` and the pictures beside it; returns the page."""
+    """Writes `report.html` and the pictures beside it; returns the page. The trials' folders give the curves."""
     page = folder / "report.html"
-    write_text(page, html(record))
+    write_text(page, html(record, read_curves(folder, words.metric(record))))
     for name, figure in drawn(record).items():
         (folder / f"{name}.png").write_bytes(png(figure))
     return page

@@ -10,7 +10,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from overnight.report.words import best_trial
+from overnight.report.words import best_trial, metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def reliability(candidate: Evaluation, champion: Evaluation | None = None, title
     return _plain(figure, axes)
 
 
-def search_curves(search: Searched, metric: str, candidate: int | None = None, title: str = "") -> Figure:
+def search_curves(search: Searched, name: str, candidate: int | None = None, title: str = "") -> Figure:
     """The metric on the validation rows at each evaluation of each trial; pruned ones end in a cross."""
     from matplotlib.ticker import MaxNLocator
 
@@ -85,7 +85,7 @@ def search_curves(search: Searched, metric: str, candidate: int | None = None, t
                 f"trial {trial['number']}: {y[-1]:.3f}", (x[-1], y[-1]), (0, 8), textcoords="offset points",
                 ha="right", color=COLOURS["ink"], fontsize=9,
             )  # fmt: skip
-    axes.set(xlabel="evaluation", ylabel=_words(metric))
+    axes.set(xlabel="evaluation", ylabel=f"{name} on the validation rows")
     axes.margins(x=0.04, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _plain(figure, axes)
@@ -103,8 +103,7 @@ def drawn(record: NightRecord) -> dict[str, Figure]:
             found["reliability"] = reliability(evaluation, champion.get("evaluation"), "Reliability")
     search = record.get("search")
     if search and any(trial.get("evaluations") for trial in search.get("trials", ())):
-        metric = evaluation["metric"] if evaluation else "metric"
-        found["search_curves"] = search_curves(search, metric, candidate.get("trial"), "Search")
+        found["search_curves"] = search_curves(search, metric(record), candidate.get("trial"), "Search")
     return found
 
 
@@ -170,7 +169,3 @@ def _plain(figure: Figure, axes: Axes) -> Figure:
 
 def _cut(name: str) -> str:
     return name if len(name) <= 18 else name[:17] + "…"
-
-
-def _words(metric: str) -> str:
-    return f"{metric} on the validation rows"

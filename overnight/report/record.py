@@ -41,6 +41,8 @@ class Searched(TypedDict, total=False):
     minutes: float | None
     """Budget."""
     trials: list[Trial]
+    importances: dict[str, float]
+    """Parameter → share of what the parameters explain of the metric; {} when too few trials finished to say."""
 
 
 class Expected(TypedDict, total=False):
@@ -52,6 +54,8 @@ class Expected(TypedDict, total=False):
     text: str
     """One sentence with the number seen and the limit."""
     rows: list[int]
+    examples: list[str]
+    """Texts, only when `validation.show_examples` asks for them."""
 
 
 class Rows(TypedDict, total=False):
@@ -70,6 +74,10 @@ class Rows(TypedDict, total=False):
     results: list[Expected]
     quarantine: str
     docs: str
+    facts: dict[str, Any]
+    """Shares of labels and languages, quantiles of lengths; see `Validated.facts`."""
+    previous: dict[str, Any] | None
+    """The same of the last accepted night."""
     split: dict[str, int]
     """train, validation, test, withheld → rows."""
     near_duplicates: int
@@ -104,4 +112,16 @@ class NightRecord(TypedDict, total=False):
     """Seconds that no stage's own work accounts for."""
     lineage: dict[str, Any]
     """What the version came from, name → value: config hash, commit, study, run, versions of libraries."""
+    metric: str
+    """The metric that trials and versions are judged by."""
+    monitor: dict[str, Any]
+    """What the champion's monitor last said: `text`, and in `windows` what it saw."""
+    scheduled: float | str
+    """When the night should have started, of one that a schedule started."""
     next: list[NextStep]
+    approval: dict[str, Any]
+    """Of a waiting night: `run` and `page` in Prefect, and `until`, Unix seconds, when the champion stays."""
+    notified: dict[str, State]
+    """Variable that holds an address → the end that was sent there; absent when nobody is to be told."""
+    warnings: list[str]
+    """What went wrong besides, and cost the night nothing."""

@@ -14,6 +14,7 @@ from overnight.report.words import (
     interval,
     metric_lines,
     moment,
+    overhead,
     parameters,
     point,
     sure,
@@ -127,7 +128,9 @@ def _rest(record: NightRecord) -> RenderableType | None:
     from rich.text import Text
 
     grid = _grid()
-    for name, text in (*_search(record), *_data(record.get("data") or {}), *_cost(record)):
+    live = (record.get("monitor") or {}).get("text")
+    watched = [("live", str(live))] if live else []
+    for name, text in (*_search(record), *_data(record.get("data") or {}), *watched, *_cost(record)):
         grid.add_row(Text(name, style="dim"), Text(text))
     for i, step in enumerate(record.get("next") or ()):
         told = Text(step.get("text", ""))
@@ -170,8 +173,8 @@ def _cost(record: NightRecord) -> Iterator[tuple[str, str]]:
     stages = record.get("stages") or {}
     longest = sorted(stages, key=lambda name: -stages[name])[:MOST_STAGES]
     parts = [f"{name} {duration(stages[name])}" for name in stages if name in longest]
-    seconds = took(record)
-    if "overhead" in record and seconds:
-        parts.append(f"overhead {duration(record['overhead'])} ({100 * record['overhead'] / seconds:.0f} %)")
+    share = overhead(record)
+    if share is not None:
+        parts.append(f"overhead {duration(record['overhead'])} ({100 * share:.0f} %)")
     if parts:
         yield "cost", " · ".join(parts)

@@ -96,6 +96,12 @@ def evaluation(record: NightRecord, which: Literal["candidate", "champion"]) -> 
     return judged.get("evaluation") if judged else None
 
 
+def metric(record: NightRecord) -> str:
+    """The name of the metric that the night is about."""
+    shown = evaluation(record, "candidate") or evaluation(record, "champion")
+    return shown["metric"] if shown else record.get("metric") or "metric"
+
+
 def best_trial(search: Searched, candidate: int | None = None) -> Trial | None:
     """The trial the candidate came from, else the first listed with a finished value as good as any."""
     finished = [t for t in search.get("trials", ()) if t.get("state") == "finished" and t.get("value") is not None]
@@ -167,3 +173,10 @@ def took(record: NightRecord) -> float | None:
     if "started" in record and "ended" in record:
         return record["ended"] - record["started"]
     return None
+
+
+def overhead(record: NightRecord) -> float | None:
+    """The share of the whole time that is no stage's own work; it counts from the start of the process."""
+    extra = record.get("overhead")
+    whole = (extra or 0.0) + sum((record.get("stages") or {}).values())
+    return extra / whole if extra is not None and whole else None

@@ -6,6 +6,7 @@ running are handed out once more under their own number, so that they continue f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from overnight.errors import Complaint, NightFailed
 
 Direction = Literal["maximize", "minimize"]
 STUDY_OF = "overnight.model"
+FEWEST = 5
+"""Finished trials below which importances would be noise."""
 TOLD = ("seconds", "samples_per_second", "tokens_per_second", "steps", "stopped", "error")
 
 
@@ -27,7 +30,8 @@ class Ask:
     params: dict[str, Any]
 
 
-def _storage(storage: str) -> Any:
+def open_storage(storage: str) -> Any:
+    """Optuna's storage behind the path of a journal file or the URL of a database."""
     import optuna
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
@@ -56,7 +60,7 @@ class Study:
 
         self.search, self._model = search, model
         self._optuna = optuna
-        self._store = _storage(storage)
+        self._store = open_storage(storage)
         known = set(optuna.get_all_study_names(self._store))
         self._study = optuna.create_study(
             study_name=name,
@@ -138,6 +142,18 @@ class Study:
         except ValueError:
             raise NightFailed(Complaint("search", "no trial finished", f"{self.counts['failed']} failed")) from None
         return Ask(best.number, dict(best.params))
+
+    def importances(self) -> dict[str, float]:
+        """Share of the metric's differences that each parameter accounts for (PED-ANOVA), the greatest first.
+
+        Empty where nothing can be said: fewer than FEWEST finished trials, one parameter, or all came out alike.
+        """
+        if self.counts["finished"] < FEWEST:
+            return {}
+        with warnings.catch_warnings(action="ignore"):  # that all came out alike
+            found = self._optuna.importance.get_param_importances(self._study)
+        told_apart = len(set(found.values())) > 1
+        return {name: round(float(share), 4) for name, share in found.items()} if told_apart else {}
 
     def rows(self) -> list[dict[str, Any]]:
         """One record a trial, for tables and the report."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from overnight.errors import NightFailed, OvernightError, UserError
 from overnight.home import read_json, write_json
-from overnight.processes import RESULT, Child
+from overnight.processes import RESULT, Child, ending
 from overnight.search.places import Place
 from overnight.settings import Training
 
@@ -103,6 +103,8 @@ def run_trial(
     except UserError:
         raise
     except OvernightError as error:
+        if ending():  # killed with its night: to be continued, not failed
+            raise
         result = {"state": "failed", "error": str(error)}
         write_json(folder / RESULT, result)
         return result

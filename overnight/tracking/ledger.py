@@ -2,6 +2,7 @@
 
     promote(home, "sentiment", 7, reason="gate passed", who="nightly", smoke=check)
     rollback(home, "sentiment", reason="complaints from support", who="ana", smoke=check)
+    observe(home, "sentiment", smoke=check)          # a champion that came by other means
     for entry in read(home, "sentiment"): ...
 
 Kept twice: as tags of the registered model in MLflow (where a shared installation sees it) and as JSON lines in
@@ -31,14 +32,15 @@ PREFIX = "overnight.ledger."
 LONGEST = 4900
 """Characters of an entry: MLflow's column for tags of registered models holds 5,000."""
 MOVES = ("promote", "rollback", "observed")
+SMOKE, PASSED = "smoke", "passed"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One line of history; `time` in epoch seconds.
 
-    `action`: promote, rollback, keep (a candidate did not become champion), observed (somebody moved the alias by
-    other means).
+    `action`: promote, rollback, keep (a candidate did not become champion), refuse (one that waited for a person is
+    kept out), observed (somebody moved the alias by other means).
     """
 
     n: int
@@ -51,6 +53,7 @@ class Entry:
     who: str
     night: str | None = None
     gate: Mapping[str, Any] | None = None
+    """What was decided about and how: `Decision.record()`; of an observed champion what its smoke test said."""
     previous: str | None = None
     id: str = ""
 
@@ -81,6 +84,11 @@ def read(home: Home, name: str) -> list[Entry]:
             registry.versions(home, name)  # raises with the nearest name
         return _ordered(mirrored)
     return _ordered(kept | mirrored)
+
+
+def last_move(home: Home, name: str) -> Entry | None:
+    """The last move of the champion alias that the home's copy knows of; asks nobody else."""
+    return _last_move(_ordered(_mirrored(home, name)))
 
 
 def rebuild(home: Home, name: str) -> int:
@@ -198,8 +206,15 @@ def record(
         return entry
 
 
-def observe(home: Home, name: str) -> Entry | None:
-    """Records a champion that came by other means: MLflow's pages, or a process killed between alias and ledger."""
+def observe(home: Home, name: str, *, smoke: Callable[[Path], None]) -> Entry | None:
+    """Records a champion that came by other means: MLflow's pages, or a process killed between alias and ledger.
+
+    It gets the smoke test that every champion gets. The entry says when that failed; the alias stays where somebody
+    put it.
+
+    Raises:
+        TrackingUnavailable: when MLflow or the artifact store does not answer; then nothing is recorded yet.
+    """
     with registry.one_writer(home, name):
         now = registry.champion(home, name)
         if now is None:
@@ -208,14 +223,32 @@ def observe(home: Home, name: str) -> Entry | None:
         written = last.to_version if last else None
         if now.number == written:
             return None
+        reason, failure = "the alias was moved without a ledger entry", None
+        try:
+            smoke(registry.download(home, now))
+        except TrackingUnavailable:
+            raise
+        except Exception as error:  # what it was is for the reader: nothing here depends on it
+            failure = str(error) or type(error).__name__
+            reason += f"; its smoke test failed: {failure}"
         return record(
             home,
             name,
             "observed",
             from_version=written,
             to_version=now.number,
-            reason="the alias was moved without a ledger entry",
+            reason=reason,
+            gate={SMOKE: (failure or PASSED)[:2000]},
         )
+
+
+def doubt(home: Home, name: str) -> str | None:
+    """What the smoke test said of a champion that was set by other means and is champion still; None when it passed."""
+    last = _last_move(_ordered(_mirrored(home, name) | (_kept(home, name) or {})))
+    if last is None or last.action != "observed" or (last.gate or {}).get(SMOKE, PASSED) == PASSED:
+        return None
+    way = f"`overnight rollback {name}` brings the champion before it back"
+    return f"version {last.to_version} became champion by other means; {(last.gate or {})[SMOKE]}; {way}"
 
 
 def _move(

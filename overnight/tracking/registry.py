@@ -41,6 +41,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 COMPLETE, METRICS, SHA256 = "overnight.complete", "overnight.metrics", "overnight.weights_sha256"
 WEIGHTS = "model.safetensors"
 FOLDER = "artifacts/model"
+OURS = "<!-- written by overnight -->"
+"""Ends the descriptions that we wrote; MLflow's pages do not show it."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scikit-learn")
 
 
@@ -248,6 +250,25 @@ def set_tags(home: Home, name: str, number: int, tags: Mapping[str, Any]) -> Non
             client(home).set_model_version_tag(name, str(number), key, str(value)[:5000])
 
 
+def set_description(home: Home, name: str, text: str, number: int | None = None) -> None:
+    """The Markdown that MLflow's pages show of a version, or without a number of the registered model itself.
+
+    What a person wrote about the model is left alone, unless `text` says it too.
+
+    Raises:
+        TrackingUnavailable: when MLflow does not answer.
+    """
+    written = f"{text[: 4990 - len(OURS)]}\n\n{OURS}"  # the column holds 5,000 characters
+    with reaching(home):
+        mlflow = client(home)
+        if number is not None:
+            mlflow.update_model_version(name, str(number), written)
+            return
+        known = mlflow.get_registered_model(name).description or ""
+        if OURS in known or known in text:
+            mlflow.update_registered_model(name, written)
+
+
 def download(home: Home, version: Version) -> Path:
     """The model folder of a version: `from_pretrained` files, tokenizer, `overnight.json`.
 
@@ -337,7 +358,7 @@ def save_model(
     shutil.copytree(folder, staged, copy_function=_link)
     code = path.parent / "code" / "overnight"
     package = Path(__file__).parents[1]
-    shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"))
+    shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.gz"))
     mlflow.pyfunc.save_model(
         str(path),
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),

@@ -32,6 +32,8 @@ QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    # a server's client would print addresses on standard output, into what --json gives
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # else the uv.lock and pyproject.toml of the folder we happen to run in travel with every model
     "MLFLOW_UV_AUTO_DETECT": "false",
@@ -189,6 +191,22 @@ def experiment(home: Home, name: str) -> str:
         if found.lifecycle_stage == "deleted":
             mlflow.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+
+def relocate(database: Path, was: Path, now: Path) -> None:
+    """Tells the store of a home that was moved where its artifacts now lie: MLflow keeps their absolute addresses.
+
+    Every text column is looked at, so that a column of a later MLflow is not forgotten. Nobody may use the store.
+    """
+    old, new = f"{was.as_uri()}/", f"{now.as_uri()}/"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = connection.execute("select name from sqlite_master where type = 'table'").fetchall()
+        for (table,) in tables:
+            for column in connection.execute(f'pragma table_info("{table}")').fetchall():
+                name, kind = column[1], str(column[2]).upper()
+                if "CHAR" in kind or "TEXT" in kind:
+                    change = f'update "{table}" set "{name}" = replace("{name}", ?, ?) where instr("{name}", ?)'
+                    connection.execute(change, (old, new, old))
 
 
 def _tables(database: Path) -> bool:

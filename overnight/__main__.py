@@ -1,0 +1,5 @@
+"""`python -m overnight` is `overnight`."""
+
+from overnight.cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""What `overnight up` keeps: one holder a home, and a worker that is started again when it dies.
+
+with holding(home, configs=[...]) as tell:      # refuses where another process holds the home
+    worker = Worker(command, log, environment)
+    while …: worker.tend()
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from overnight.errors import Complaint, UserError
+from overnight.home import Home, read_json, write_json
+
+RECORD = "up.json"
+STEADY = 600.0
+"""Seconds after which a worker counts as well again."""
+LONGEST = 300.0
+"""Seconds: the longest wait before a worker is started again."""
+
+
+@contextmanager
+def holding(home: Home, **facts: Any) -> Iterator[Callable[..., None]]:
+    """Holds the home for this process; yields a function that adds facts to what others read about the holder.
+
+    Raises:
+        UserError: when another process holds it, saying which and since when.
+    """
+    with open(home.folder() / "up.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            refuse_second(home)
+            raise
+        record = {"pid": os.getpid(), "since": time.time(), "ready": False, **facts}
+
+        def tell(**more: Any) -> None:
+            record.update(more)
+            write_json(home.root / RECORD, record)
+
+        tell()
+        try:
+            yield tell
+        finally:
+            (home.root / RECORD).unlink(missing_ok=True)
+
+
+def refuse_second(home: Home) -> None:
+    """Passes where nobody holds the home.
+
+    Raises:
+        UserError: when a process does, saying which and since when.
+    """
+    who = holder(home)
+    if who is not None:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(who.get("since")))
+        rule = f"`overnight up` runs already, as process {who.get('pid', '?')} since {since}"
+        raise UserError(Complaint(str(home.root), f"{rule}; `overnight down` ends it"))
+
+
+def holder(home: Home) -> dict[str, Any] | None:
+    """What is known of the process that holds the home; None: none does."""
+    try:
+        lock = open(home.root / "up.lock")
+    except OSError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return dict(read_json(home.root / RECORD) or {})
+    return None
+
+
+class Worker:
+    """A worker in a session of its own, with a pipe by which it notices that we are gone.
+
+    Args:
+        command: started with the environment of this process and `environment`.
+        log: where its output is appended.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]):
+        self._command, self._log, self._environment = list(command), log, dict(environment)
+        self._deaths = 0
+        self._again = 0.0
+        self._left: list[psutil.Process] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._begun = 0.0
+        self.start()
+
+    def tend(self) -> str | None:
+        """Starts the worker again when it died, with growing pauses; returns what there is to say."""
+        if self._process is None:
+            if time.monotonic() < self._again:
+                return None
+            self.start()
+            return "the worker was started again"
+        code = self._process.poll()
+        if code is None:
+            return None
+        # its nights, which go on without it
+        self._left += [p for p in psutil.process_iter() if _group(p) == self._process.pid]
+        self._deaths = 1 if time.monotonic() - self._begun > STEADY else self._deaths + 1
+        pause = min(2.0**self._deaths, LONGEST)
+        self._process, self._again = None, time.monotonic() + pause
+        return f"the worker died ({code}); it is started again in {pause:.0f} s, its log is {self._log}"
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def end(self, seconds: float = 60.0) -> None:
+        """Ends the worker and its nights, gently first; what is left of them after a while is killed."""
+        for night in self._left:  # those of a worker that died
+            with suppress(psutil.Error):
+                night.terminate()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        _, alive = psutil.wait_procs(self._left, timeout=5)
+        for night in alive:
+            with suppress(psutil.Error):
+                night.kill()
+
+    def start(self) -> None:
+        """Starts the worker, which does not run."""
+        with open(self._log, "ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **self._environment},
+                start_new_session=True,
+            )
+        self._begun = time.monotonic()
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except (OSError, psutil.Error):
+        return None

@@ -1,0 +1,674 @@
+"""The HTTP service: right answers, clear refusals, and no failed request while the alias moves."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from conftest import Command
+from test_registry import answers, end, free_port, register
+
+from overnight.errors import UserError
+from overnight.home import Home
+from overnight.serving import server as serving_server
+from overnight.serving.app import create_app
+from overnight.serving.options import Options
+from overnight.tracking import ledger, registry, store
+
+LABELS = ["bad", "good", "plain"]
+ANSWER = {1: "bad", 2: "good", 3: "plain"}
+"""Each version always gives its own label, so that an answer shows which one made it."""
+BROKEN = 4
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory, empty_store, tiny_model) -> Path:
+    """The root of a home with three versions and a fourth whose scores are not numbers; champion is version 1."""
+    import torch
+
+    from overnight import problems
+    from overnight.settings import Training
+    from overnight.training.predict import Card, finish_model_folder
+
+    place = tmp_path_factory.mktemp("served")
+    shutil.copytree(empty_store, place / "home")
+    home = Home.from_environment({"OVERNIGHT_HOME": str(place / "home")})
+    problem = problems.get("sequence-classification")
+    for number in range(1, 5):
+        folder = place / f"model-{number}"
+        model: Any = problem.load_model(str(tiny_model), {"labels": LABELS}, Training())
+        with torch.no_grad():
+            if number == BROKEN:
+                model.classifier.bias.fill_(float("nan"))
+            else:
+                model.classifier.bias[LABELS.index(ANSWER[number])] += 10
+        model.save_pretrained(folder)
+        finish_model_folder(folder, Card(problem.name, {"labels": LABELS}, 64, "macro_f1"), str(tiny_model))
+        register(home, folder, night=f"night-{number}")
+    registry.set_alias(home, "sentiment", registry.CHAMPION, 1)
+    return place / "home"
+
+
+@pytest.fixture
+def home(versions, tmp_path) -> Home:
+    """A home whose aliases the test may move; the artifacts are shared."""
+    shutil.copytree(versions, tmp_path / "home")
+    return Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home")})
+
+
+@dataclass
+class Served:
+    """A server that runs, and a client for it."""
+
+    home: Home
+    port: int
+    service: Any
+    client: httpx.Client
+
+    def post(self, body: Any, path: str = "/predict") -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def predict(self, *texts: str) -> dict[str, Any]:
+        answer = self.post({"rows": [{"text": text} for text in texts]})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def ready(self) -> dict[str, Any]:
+        return self.client.get("/ready").json()
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(f"overnight_{name}", labels) or 0.0
+
+    def move(self, number: int, alias: str = registry.CHAMPION) -> None:
+        registry.set_alias(self.home, "sentiment", alias, number)
+
+
+def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(0.02)
+    return found
+
+
+@contextmanager
+def serving(home: Home, wait: bool = True, **options: Any) -> Iterator[Served]:
+    """A real server in a thread."""
+    app = create_app(home, Options("sentiment", **{"follow_seconds": 0.1} | options))
+    with serving_server.bound("127.0.0.1", 0) as place:
+        port = place.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                served = Served(home, port, app.state.service, client)
+                if wait:
+                    until(lambda: served.ready()["ready"])
+                yield served
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+@contextmanager
+def worker_held(served: Served) -> Iterator[None]:
+    """The worker thread is busy with something else for the time of the block."""
+    release, begun = threading.Event(), threading.Event()
+    served.service.batcher._worker.submit(lambda: (begun.set(), release.wait(60)))
+    assert begun.wait(30)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+def rows(*texts: str) -> list[dict[str, str]]:
+    return [{"text": text} for text in texts]
+
+
+# -- answers and refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(versions, tmp_path_factory) -> Iterator[Served]:
+    """A server with small limits for the tests that move no alias."""
+    root = tmp_path_factory.mktemp("one") / "home"
+    shutil.copytree(versions, root)
+    home = Home.from_environment({"OVERNIGHT_HOME": str(root)})
+    with serving(home, max_rows=8, max_queue=8, max_bytes=5000) as found:
+        yield found
+
+
+def test_answers_are_those_of_the_model(served):
+    """One text or many: the predictions of the model folder in the order of the rows, and the version they are of."""
+    from overnight.training.predict import Scorer
+
+    texts = ["a lovely flight", "", "the rude crew was late " * 20]
+    version = registry.version_of(served.home, "sentiment", 1)
+    expected = Scorer(registry.download(served.home, version)).predict_texts(rows(*texts))
+    found = served.predict(*texts)
+    assert (found["model"], found["version"]) == ("sentiment", 1)
+    assert [one["label"] for one in found["predictions"]] == [one["label"] for one in expected]
+    for one, same in zip(found["predictions"], expected, strict=True):
+        assert one["scores"] == pytest.approx(same["scores"], abs=1e-5)
+    single = served.client.post("/predict", content='{"text": "a lovely flight"}')
+    assert single.headers["overnight-version"] == "1" and len(single.json()["predictions"]) == 1
+    assert served.predict() == {"model": "sentiment", "version": 1, "predictions": []}
+
+
+def test_many_clients_get_their_own_answers(served):
+    """Eight requests at the same time while the worker is busy: few batches, and nobody gets another's answer."""
+    texts = [f"a {'lovely ' * n}flight" for n in range(8)]
+    alone = [served.predict(text)["predictions"][0]["score"] for text in texts]
+    before = served.metric("batch_texts_count")
+    found: dict[int, float] = {}
+    with worker_held(served):
+        threads = [
+            threading.Thread(target=lambda n=n: found.update({n: served.predict(texts[n])["predictions"][0]["score"]}))
+            for n in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: served.service.batcher.waiting == 8)
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in range(8)] == pytest.approx(alone, abs=1e-5)
+    assert served.metric("batch_texts_count") - before <= 2
+
+
+@pytest.mark.parametrize(
+    ("body", "complaints"),
+    [
+        ({"txet": "a"}, ["txet: not a field of this model; did you mean text?", "text: is missing"]),
+        ({"row": []}, ["row: not a field of this model; did you mean rows?", "text: is missing"]),
+        (
+            {"rows": [{"text": "a"}, {"text": 5}, {}]},
+            ["rows[1] → text: must be text, got a number", "rows[2] → text: is missing"],
+        ),
+        ({"rows": [{"text": "a"}], "text": "b"}, ["text: cannot stand beside rows"]),
+        ({"rows": "a"}, ["rows: must be a list, got text"]),
+        ({"rows": ["a"]}, ["rows[0]: must be an object with text, got text"]),
+        (["a"], ["body: must be an object with text, or with rows, got a list"]),
+        ({"text": "\ud800"}, ["text: holds half of a surrogate pair, which is no character"]),
+        ({"text": None}, ["text: must be text, got nothing"]),
+    ],
+)
+def test_wrong_fields_are_told_all_at_once(served, body, complaints):
+    """422: which field, what is wrong, the nearest right name; never the text itself."""
+    answer = served.client.post("/predict", content=json.dumps(body))
+    assert answer.status_code == 422
+    found = answer.json()
+    assert found["error"] == "; ".join(complaints)
+    assert all(set(one) == {"where", "rule", "got", "nearest"} for one in found["complaints"])
+
+
+def test_other_refusals(served):
+    """No JSON, too many rows, too many bytes, unknown routes: a status and JSON that says why."""
+    answer = served.client.post("/predict", content=b"{text: 1}")
+    assert answer.status_code == 400 and "must be JSON" in answer.json()["error"]
+    assert served.client.post("/predict", content=b"\xff\xfe").status_code == 400
+    assert served.client.post("/predict", content=b"[" * 4000).status_code == 400
+    answer = served.post({"rows": [{"text": "a"}] * 9})
+    assert answer.status_code == 413 and "at most 8 rows" in answer.json()["error"]
+    answer = served.post({"text": "a" * 5000})
+    assert answer.status_code == 413 and "at most 5,000 bytes" in answer.json()["error"]
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request("POST", "/predict", b"a" * 30_000_000)  # sent whole before the answer is read
+    assert connection.getresponse().status == 413
+    connection.close()
+    answer = served.client.post("/predict", content=iter([b"a" * 3000] * 3))  # chunked: no length is told before
+    assert answer.status_code == 413
+    with socket.create_connection(("127.0.0.1", served.port)) as gone:  # before its body was whole
+        gone.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n{")
+    until(lambda: served.metric("requests_total", route="/predict", status="499"))
+    assert served.client.get("/nothing").status_code == 404 and served.client.get("/predict").status_code == 405
+
+
+def test_full_queue_is_429(served):
+    """A full queue refuses at once and says when to come back; those who wait are answered."""
+    with worker_held(served):
+        waiting: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: waiting.append(served.predict(*["a"] * 8)))
+        thread.start()
+        until(lambda: served.service.batcher.waiting == 8)
+        answer = served.post({"text": "a"})
+        assert answer.status_code == 429 and "wait already" in answer.json()["error"]
+        assert int(answer.headers["retry-after"]) >= 1
+        assert served.client.get("/health").json() == {"alive": True}, "the loop is free"
+    thread.join()
+    assert len(waiting[0]["predictions"]) == 8
+
+
+def test_metrics_and_description(served):
+    """Prometheus text by route and status; the OpenAPI page lists the routes."""
+    served.predict("a")
+    served.post({"txet": "a"})
+    page = served.client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    for line in (
+        r'overnight_requests_total\{route="/predict",status="200"\} \d',
+        r'overnight_requests_total\{route="/predict",status="422"\} \d',
+        r'overnight_texts_total\{version="1"\} \d',
+        r'overnight_request_seconds_bucket\{le="0.005",route="/predict"\} \d',
+        r"overnight_batch_texts_count \d",
+        r"overnight_served_version 1\.0",
+        r"overnight_switches_total 0\.0",
+    ):
+        assert re.search(line, page.text), line
+    assert set(served.client.get("/openapi.json").json()["paths"]) == {
+        "/predict", "/invocations", "/health", "/ready", "/metrics"
+    }  # fmt: skip
+    assert served.client.get("/docs").status_code == 200
+
+
+TEXTS = ["a lovely flight", "the rude crew was late"]
+ONE_TEXT = [
+    {"dataframe_split": {"columns": ["text"], "data": [[t] for t in TEXTS]}},
+    {"dataframe_split": {"columns": ["n", "text"], "index": [4, 5], "data": [[1, t] for t in TEXTS]}},
+    {"dataframe_split": {"columns": ["text"], "data": TEXTS}},
+    {"dataframe_records": [{"text": t, "n": 1} for t in TEXTS]},
+    {"instances": [{"text": t} for t in TEXTS]},
+    {"instances": TEXTS},
+    {"instances": {"text": TEXTS}},
+    {"inputs": {"text": TEXTS}},
+    {"inputs": {"text": TEXTS[0]}},
+    {"inputs": TEXTS},
+    {"inputs": [{"text": t} for t in TEXTS]},
+    {"inputs": TEXTS, "params": {"a": 1}},
+]
+REFUSED = [
+    {"dataframe_split": {"data": [[t] for t in TEXTS]}},
+    {"dataframe_split": {"columns": ["text"], "data": [[1, 2]]}},
+    {"dataframe_split": []},
+    {"dataframe_records": [{"text": "a"}, {"n": 1}]},
+    {"dataframe_records": [{"text": None}]},
+    {"dataframe_records": [{"text": 5}]},
+    {"dataframe_records": {"text": "a"}},
+    {"instances": [["a"], ["b"]]},
+    {"inputs": "a"},
+    {"inputs": {"txt": TEXTS}},
+    {"inputs": {"text": [["a"], ["b"]]}},
+    {"inputs": TEXTS, "instances": TEXTS},
+    {},
+    [],
+    5,
+]
+
+
+@pytest.mark.parametrize("body", ONE_TEXT)
+def test_invocations(served, body):
+    """All of MLflow's formats give the same predictions."""
+    answer = served.post(body, "/invocations")
+    assert answer.status_code == 200 and set(answer.json()) == {"predictions"}
+    found = answer.json()["predictions"]
+    expected = served.predict(*TEXTS[: len(found)])["predictions"]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+    assert answer.headers["overnight-version"] == "1"
+
+
+@pytest.mark.parametrize("body", REFUSED)
+def test_invocations_refused(served, body):
+    """What MLflow's server refuses with 400 is refused with 400, in its words for an error and in ours."""
+    answer = served.post(body, "/invocations")
+    assert answer.status_code == 400
+    assert {"error_code", "message", "error", "complaints"} == set(answer.json())
+    assert served.post({"inputs": ["a"] * 9}, "/invocations").status_code == 413
+
+
+@pytest.mark.slow
+def test_invocations_as_mlflow_answers(served, monkeypatch):
+    """The application that `mlflow models serve` runs, on the same bodies: the same status, keys and numbers."""
+    import sys
+
+    import mlflow.pyfunc
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = registry.download(served.home, registry.version_of(served.home, "sentiment", 1)).parents[1]
+    theirs = TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(folder))))
+    for body in ONE_TEXT + REFUSED:
+        ours, other = served.post(body, "/invocations"), theirs.post("/invocations", json=body)
+        assert ours.status_code == other.status_code, body
+        if other.status_code == 200:
+            assert ours.json().keys() == other.json().keys()
+            for one, same in zip(ours.json()["predictions"], other.json()["predictions"], strict=True):
+                assert one.keys() == same.keys() and one["label"] == same["label"]
+                assert one["scores"] == pytest.approx(same["scores"], abs=1e-5)
+        else:
+            assert {"error_code", "message"} <= ours.json().keys() & other.json().keys()
+
+
+# -- following ---------------------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that ask without pause; every answer is checked against the version that it names."""
+
+    def __init__(self, port: int, clients: int):
+        self.port, self.end = port, threading.Event()
+        self.failed: list[str] = []
+        self.versions: list[int] = []
+        """In the order of their answers."""
+        self.threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = json.dumps({"rows": rows(*["a lovely flight"] * (1 + number % 3))})
+        while not self.end.is_set():
+            try:
+                connection.request("POST", "/predict", body)
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+                labels = {one["label"] for one in answer["predictions"]}
+                assert response.status == 200 and len(answer["predictions"]) == 1 + number % 3, answer
+                assert labels == {ANSWER[answer["version"]]}, answer
+                self.versions.append(answer["version"])
+            except Exception as error:
+                self.failed.append(repr(error))
+                return
+
+    def answered_by(self, version: int) -> None:
+        """Waits until every client has been answered by it."""
+        until(lambda: self.failed or set(self.versions[-3 * len(self.threads) :]) == {version}, 120)
+
+
+def test_alias_moves_under_load(home):
+    """Three versions and back under clients that never pause: no failed request, each answer by the version named."""
+    with serving(home) as served, Load(served.port, clients=4) as load:
+        for number in (1, 2, 3, 2):
+            served.move(number)
+            load.answered_by(number)
+    assert load.failed == []
+    order = [a for a, b in zip(load.versions, [*load.versions[1:], 0], strict=True) if a != b]
+    assert set(order) == {1, 2, 3} and order[-1] == 2
+    assert served.metric("switches_total") == 3
+
+
+def test_rollback_switches_at_once(home):
+    """The version before is still loaded: going back takes the very same model, and the next look suffices."""
+    with serving(home) as served:
+        follower = served.service.follower
+        first = follower.current
+        served.move(2)
+        until(lambda: served.ready()["version"] == 2)
+        assert served.ready()["previous"] == 1
+        served.move(1)
+        until(lambda: served.ready()["version"] == 1)
+        assert follower.current is first and served.ready()["previous"] == 2
+        assert served.predict("a")["predictions"][0]["label"] == ANSWER[1]
+
+
+def test_in_flight_requests_finish_on_the_old_version(home):
+    """A request that waits while the alias moves is answered by the version that took it."""
+    with serving(home) as served:
+        found: list[dict[str, Any]] = []
+        with worker_held(served):
+            thread = threading.Thread(target=lambda: found.append(served.predict("a")))
+            thread.start()
+            until(lambda: served.service.batcher.waiting)
+            served.move(2)
+            until(lambda: served.ready()["version"] == 2)
+        thread.join()
+        assert (found[0]["version"], found[0]["predictions"][0]["label"]) == (1, ANSWER[1])
+        assert served.predict("a")["version"] == 2
+
+
+def test_failed_smoke_test_keeps_the_old_version(home, caplog):
+    """Scores that are not numbers never serve: the old version goes on, it is said once, and metrics tell."""
+    caplog.set_level(logging.INFO, "overnight.serving")
+    with serving(home) as served:
+        served.move(BROKEN)
+        problem = until(lambda: served.ready()["problem"])
+        assert problem.startswith("version 4: cannot be served: smoke test: the scores")
+        looked = served.service.follower.looked
+        until(lambda: served.service.follower.looked > looked + 0.5)
+        assert served.ready()["version"] == 1 and served.predict("a")["version"] == 1
+        assert served.metric("failed_versions_total") == 1, "it is not loaded again and again"
+        assert served.metric("behind") == 1
+        served.move(2)
+        until(lambda: served.ready()["version"] == 2)
+        until(lambda: served.ready()["problem"] is None)
+        assert served.metric("behind") == 0
+    assert sum("version 4" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_damaged_weights_do_not_serve(home, versions, tmp_path):
+    """A changed byte in the artifact: the checksum of the registration keeps it out."""
+    folder = registry.download(home, registry.version_of(home, "sentiment", 2))
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    with serving(home) as served:
+        try:
+            weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            served.move(2)
+            assert "not those that were registered" in until(lambda: served.ready()["problem"])
+            assert served.predict("a")["version"] == 1
+        finally:
+            weights.write_bytes(whole)
+
+
+def test_registry_away_keeps_serving(home, caplog):
+    """The store cannot be read for a while: answers go on, /ready says so, it is logged once, and it heals."""
+
+    def rename(old: str, new: str) -> None:
+        with closing(sqlite3.connect(home.mlflow / "mlflow.db", timeout=30)) as database, database:
+            database.execute(f"alter table {old} rename to {new}")
+
+    with serving(home) as served:
+        rename("registered_model_aliases", "away")
+        assert "cannot be used now" in until(lambda: served.ready()["problem"])
+        time.sleep(0.5)
+        assert served.predict("a")["version"] == 1 and served.ready()["ready"]
+        rename("away", "registered_model_aliases")
+        until(lambda: served.ready()["problem"] is None)
+        served.move(2)
+        until(lambda: served.ready()["version"] == 2)
+    assert sum("cannot be used now" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_not_ready_is_503(home):
+    """Before a version is loaded: alive, not ready, and requests are told to come back."""
+    registry.set_alias(home, "sentiment", registry.CHAMPION, BROKEN)
+    with serving(home, wait=False) as served:
+        until(lambda: served.ready()["problem"])
+        answer = served.post({"text": "a"})
+        assert answer.status_code == 503 and "not ready: version 4" in answer.json()["error"]
+        assert answer.headers["retry-after"]
+        assert served.client.get("/ready").status_code == 503 and served.client.get("/health").status_code == 200
+
+
+# -- beside the answers ------------------------------------------------------------------------------------------------
+
+
+def test_shadow_never_answers(home):
+    """The candidate is asked too and compared; every answer is the champion's."""
+    registry.set_alias(home, "sentiment", registry.CANDIDATE, 2)
+    with serving(home, shadow=1.0) as served:
+        until(lambda: served.ready()["shadow"] == 2)
+        found = served.predict(*["a lovely flight"] * 20)
+        assert {one["label"] for one in found["predictions"]} == {ANSWER[1]} and found["version"] == 1
+        until(lambda: served.metric("shadow_texts_total", version="2", agree="no") == 20)
+        served.move(2)  # the candidate was promoted: nothing to compare with
+        until(lambda: served.ready()["version"] == 2 and served.ready()["shadow"] is None)
+        served.predict("a")
+        served.move(3, registry.CANDIDATE)
+        until(lambda: served.ready()["shadow"] == 3)
+        assert served.metric("shadow_texts_total", version="2", agree="no") == 20
+
+
+def test_shadow_takes_its_share_and_drops_when_busy(home):
+    """Without a candidate or share nothing is asked; what piles up while the worker is busy is dropped and counted."""
+    registry.set_alias(home, "sentiment", registry.CANDIDATE, 2)
+    with serving(home) as served:
+        served.predict("a")
+        assert served.ready()["shadow"] is None
+    with serving(home, shadow=0.5) as served:
+        until(lambda: served.ready()["shadow"] == 2)
+        served.service.shadow.draw = iter([0.4, 0.6] * 400).__next__
+        candidate = served.service.follower.shadow
+        with worker_held(served):
+            scored = [({"label": "bad"}, 1)] * 800
+            served.service.shadow.offer(candidate, rows(*["a"] * 800), scored)
+            assert served.metric("shadow_dropped_texts_total") == 0, "400 texts are 50 pieces, 64 may wait"
+            served.service.shadow.draw = lambda: 0.0
+            served.service.shadow.offer(candidate, rows(*["a"] * 200), scored[:200])
+            assert served.metric("shadow_dropped_texts_total") == 11 * 8
+
+
+def test_scores_are_logged_without_texts(home):
+    """A JSON line a text, in a file a day; the texts only where asked for, and nothing where not."""
+    kept = home.root / "scored" / "sentiment"
+    with serving(home) as served:
+        served.predict("a lovely flight")
+    assert not kept.exists()
+    with serving(home, log_scores=True) as served:
+        served.predict("a lovely flight", "")
+    with serving(home, log_scores=True, log_texts=True) as served:
+        served.predict("späte Ankunft")
+    file = next(kept.glob("20??-??-??.jsonl"))
+    first, empty, last = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert set(first) == {"time", "version", "label", "score", "characters", "tokens"}
+    assert abs(first["time"] - time.time()) < 600 and (first["version"], first["label"]) == (1, ANSWER[1])
+    assert (first["characters"], first["tokens"]) == (15, 5) and (empty["characters"], empty["tokens"]) == (0, 2)
+    assert last["text"] == "späte Ankunft" and 0 < last["score"] <= 1
+
+
+def test_full_disk_stops_no_answer(home):
+    """Lines that cannot be written are dropped and counted; answers go on."""
+    (home.root / "scored").write_text("in the way")
+    with serving(home, log_scores=True) as served:
+        assert served.predict("a", "b")["version"] == 1
+        until(lambda: served.metric("score_lines_dropped_total") == 2)
+        assert served.predict("a")["version"] == 1
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_refused_in_one_line(home):
+    """A taken port, a host that is not ours, an unknown model or alias: the user's mistake, before anything starts."""
+
+    def refused(name: str = "sentiment", alias: str = "champion", host: str = "127.0.0.1", port: int = 0) -> str:
+        with pytest.raises(UserError) as caught:
+            serving_server.run(home, Options(name, alias), host, port, lambda address: None)
+        return str(caught.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert refused(port=port) == f"--port: is taken by another program, got {port}"
+    assert "--host, --port: cannot be bound" in refused(host="192.0.2.1")
+    assert refused("sentimnet") == "models: no such model, got 'sentimnet'; did you mean sentiment?"
+    assert refused(alias="chmapion") == (
+        "sentiment: no version is behind this alias (it has champion), got chmapion; did you mean champion?"
+    )
+
+
+@contextmanager
+def command(home: Home, folder: Path, *arguments: str) -> Iterator[tuple[Any, int]]:
+    """`overnight serve sentiment` in a process of its own, and its port."""
+    environment = os.environ | {"OVERNIGHT_HOME": str(home.root), "MLFLOW_TRACKING_URI": home.tracking_uri}
+    process = Command(["serve", "sentiment", "--port", "0", *arguments], environment, folder)
+    try:
+        process.until("ctrl-c ends it")
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+),", process.stderr)[1])
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60).status_code == 200, 120)
+        yield process, port
+    finally:
+        if process._process.is_alive():
+            process._process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_ends_clean_on_a_signal(home, tmp_path, number):
+    """ctrl-c and SIGTERM: requests in flight are answered, the exit code is 0, and nothing of a traceback is shown."""
+    with command(home, tmp_path, "--follow", "0.2", "--log-scores") as (process, port):
+        asked = rows(*["a lovely flight"] * 1000)
+        found: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: found.append(
+                httpx.post(f"http://127.0.0.1:{port}/predict", json={"rows": asked}, timeout=60)
+            )
+        )
+        thread.start()
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        until(lambda: "overnight_waiting_texts 1000.0" in httpx.get(metrics, timeout=60).text)
+        process.signal(number)
+        thread.join()
+        assert process.wait(60) == 0
+    assert found[0].status_code == 200 and len(found[0].json()["predictions"]) == 1000
+    assert "version 1 answers" in process.stderr and "Traceback" not in process.stderr, process.stderr
+    lines = next((home.root / "scored" / "sentiment").iterdir()).read_text().splitlines()
+    assert len(lines) == 1000, "written before the end"
+
+
+@pytest.mark.slow
+def test_sixteen_clients_three_promotions_and_a_rollback(home, tmp_path):
+    """The command itself, with real promotions and their smoke tests meanwhile: zero failed requests."""
+    from overnight.scoring import smoke_in_child
+
+    def smoke(folder: Path) -> None:
+        smoke_in_child(home, folder)
+
+    with command(home, tmp_path, "--follow", "0.5", "--shadow", "0.2") as (process, port), Load(port, 16) as load:
+        for number in (2, 3, 1):
+            ledger.promote(home, "sentiment", number, reason="better", smoke=smoke)
+            load.answered_by(number)
+            time.sleep(2)
+        ledger.rollback(home, "sentiment", reason="worse", smoke=smoke, to=3)
+        load.answered_by(3)
+        time.sleep(2)
+    assert load.failed == [] and set(load.versions) == {1, 2, 3} and len(load.versions) > 500
+    assert load.versions[-1] == 3
+
+
+@pytest.mark.slow
+def test_shared_server_that_goes_away(home, tmp_path, versions):
+    """With MLFLOW_TRACKING_URI: the version comes over HTTP; the server's end does not end the service."""
+    import subprocess
+    import sys
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    start = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    start += ["--backend-store-uri", home.tracking_uri, "--artifacts-destination", str(tmp_path / "art")]
+    shared = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "other"), "MLFLOW_TRACKING_URI": address})
+    with serving(shared, wait=False, follow_seconds=0.5) as served:
+        assert "cannot be used now" in until(lambda: served.ready()["problem"]), "started before the server"
+        server = subprocess.Popen(start, env=os.environ | store.QUIET, cwd=tmp_path, start_new_session=True)
+        try:
+            assert answers(f"{address}/health", server)
+            until(lambda: served.ready()["ready"], 120)
+            assert served.predict("a")["version"] == 1
+        finally:
+            end(server)
+        assert "cannot be used now" in until(lambda: served.ready()["problem"], 120)
+        assert served.predict("a")["version"] == 1
