@@ -67,6 +67,7 @@ class Vocabulary:
         self._shares = counts / counts.sum()
         self._rare = counts <= RARE
         self._held_out = count_tokens(held_out, size)
+        self._usual_of: dict[int, tuple[float, float]] = {}
 
     def rare_tokens(self, window: csr_array) -> Finding:
         """Effect: how much larger the share of rare tokens in a text is on average; chance: Mann-Whitney."""
@@ -76,22 +77,31 @@ class Vocabulary:
         p = float(mannwhitneyu(now, before, alternative="greater").pvalue)
         return Finding(float(now.mean() - before.mean()), p, f"{before.mean():.1%} → {now.mean():.1%} of a text")
 
-    def token_frequencies(self, window: csr_array, seed: int = 17) -> Finding:
+    def token_frequencies(self, window: csr_array) -> Finding:
         """Effect: Jensen-Shannon distance to the training rows, beyond that of windows of as many rows without drift.
 
         Chance: by the normal distribution that those windows follow.
         """
-        from scipy.spatial.distance import jensenshannon
         from scipy.stats import norm
 
-        rows, draw = window.shape[0], np.random.default_rng(seed)
-        own = self._held_out.shape[0]
-        drawn = [draw.choice(own, rows, replace=rows > own) for _ in range(DRAWS)]
-        counts = [window.sum(0), *(self._held_out[chosen].sum(0) for chosen in drawn)]
-        distance, *usual = (float(jensenshannon(c / c.sum(), self._shares, base=2)) for c in counts)
-        mean, deviation = float(np.mean(usual)), float(np.std(usual))
+        distance = self._distance(window.sum(0))
+        mean, deviation = self._usual(window.shape[0])
         p = float(norm.sf(distance, mean, max(deviation, 1e-9)))
         return Finding(distance - mean, p, f"distance {mean:.3f} → {distance:.3f}")
+
+    def _usual(self, rows: int) -> tuple[float, float]:
+        """Mean and standard deviation of the distance for windows of so many rows that were not trained on."""
+        if rows not in self._usual_of:
+            own, draw = self._held_out.shape[0], np.random.default_rng(17)
+            drawn = (draw.choice(own, rows, replace=rows > own) for _ in range(DRAWS))
+            found = [self._distance(self._held_out[chosen].sum(0)) for chosen in drawn]
+            self._usual_of[rows] = float(np.mean(found)), float(np.std(found))
+        return self._usual_of[rows]
+
+    def _distance(self, counts: np.ndarray) -> float:
+        from scipy.spatial.distance import jensenshannon
+
+        return float(jensenshannon(counts / counts.sum(), self._shares, base=2))
 
     def _rare_shares(self, rows: csr_array) -> np.ndarray:
         return np.asarray(rows @ self._rare.astype(float) / np.maximum(rows.sum(1), 1))

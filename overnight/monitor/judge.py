@@ -169,6 +169,8 @@ class Judge:
             return None
         targets, answers = zip(*known, strict=True)
         live = evaluate(targets, answers, labels=self.labels, metric=self.metric, resamples=RESAMPLES)
+        if live["metrics"][self.metric]["value"] is None:  # the F1 of a label that no row has
+            return None
         worse = self.metric in self.problem.lower_is_better
         own = self.reference
         if isinstance(own, Reference):

@@ -57,9 +57,7 @@ def monitor(
                 continue
             found.append(judge.record(window))
             progress(found[-1])
-    history = merged(history, found)
-    if keep:
-        remember(home, version.name, history)
+    history = remember(home, version.name, found) if keep else merged(history, found)
     looked = recent(history, version.number, settings.windows)
     result = {
         "model": version.name,

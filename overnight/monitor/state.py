@@ -15,6 +15,9 @@ from overnight.home import Home, read_json, write_json, write_text
 
 Record = dict[str, Any]
 
+KEPT = 1000
+"""Windows and alarms that are remembered, the newest."""
+
 
 def folder_of(home: Home, name: str) -> Path:
     return home.root / "monitor" / name
@@ -32,16 +35,18 @@ def merged(history: Sequence[Record], found: Sequence[Record]) -> list[Record]:
     return [*(record for record in history if record["key"] not in new), *found]
 
 
-def remember(home: Home, name: str, history: Sequence[Record]) -> None:
-    """Keeps the windows and alarms of a model."""
+def remember(home: Home, name: str, found: Sequence[Record]) -> list[Record]:
+    """Adds windows or alarms to those that are kept; returns them all."""
+    history = merged(records(home, name), found)[-KEPT:]  # read anew: judging takes minutes, and others judge too
     home.folder("monitor", name)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in history]
     write_text(folder_of(home, name) / "windows.jsonl", "".join(lines))
+    return history
 
 
 def alarmed(home: Home, name: str, version: int, now: float) -> None:
     """Notes that an alarm was raised: the windows up to now are not counted for another one."""
-    remember(home, name, [*records(home, name), {"key": f"alarm {now}", "version": version, "alarm": now}])
+    remember(home, name, [{"key": f"alarm {now}", "version": version, "alarm": now}])
 
 
 def recent(history: Sequence[Record], version: int, windows: int) -> list[Record]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from overnight.data.normalise import normalise, repair
+
 Cursor = tuple[str, int]
 """File name and byte up to which the lines have been read."""
 
@@ -79,8 +81,11 @@ def traffic(folder: Path, version: int, size: int, roles: Sequence[str], after: 
 
 
 def _texts(text: Any, roles: Sequence[str]) -> dict[str, str] | None:
+    """Role → text, as the model sees it; None when a line lacks one."""
     row = {roles[0]: text} if isinstance(text, str) and len(roles) == 1 else text
-    return row if isinstance(row, dict) and row.keys() >= set(roles) else None
+    if not isinstance(row, dict) or not all(isinstance(row.get(role), str) for role in roles):
+        return None
+    return {role: normalise(repair(row[role])) or "" for role in roles}
 
 
 def _lines(folder: Path, after: Cursor | None) -> Iterator[tuple[dict[str, Any], Cursor]]:
