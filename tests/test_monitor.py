@@ -69,10 +69,15 @@ def scorer(folder):
     return Scorer(folder)
 
 
+def usual_texts(count: int, seed: int) -> list[str]:
+    """Texts as the night's: `make_rows` numbers its rows, and a window of low numbers would be another distribution."""
+    return make_rows(1500, seed=seed).text.sample(count, random_state=seed).tolist()
+
+
 def rows_of(scorer, count: int, seed: int, right: float = 0.9) -> list[dict[str, str]]:
     """Texts with labels that the model gets right at this rate."""
     draw = random.Random(seed)
-    texts = [{"text": text} for text in make_rows(count, seed=seed).text]
+    texts = [{"text": text} for text in usual_texts(count, seed)]
     answers = [answer["label"] for answer in scorer.predict_texts(texts)]
     labels = [label if draw.random() < right else draw.choice(LABELS) for label in answers]
     return [text | {"label": label} for text, label in zip(texts, labels, strict=True)]
@@ -269,7 +274,7 @@ def test_a_line_that_is_being_written_waits(tmp_path):
 
 def test_the_same_traffic_is_no_drift(place, folder, scorer):
     """Windows of the night's own distribution: none drifts; windows are judged once; the rest waits."""
-    log(place, scorer, make_rows(530, seed=21).text)
+    log(place, scorer, usual_texts(530, 21))
     result = monitor(place, version(), folder, SETTINGS)
     assert len(result["windows"]) == 5 and result["waiting"] == 30
     assert not result["fired"] and result["recent"] == {"drifted": 0, "windows": 5} and drifted(result) == set()
@@ -282,7 +287,7 @@ def test_the_same_traffic_is_no_drift(place, folder, scorer):
 def test_other_traffic_raises_an_alarm(place, folder, scorer):
     """Three of five windows of other texts fire; without texts their length alone tells; one window does not."""
     texts = other_texts(300)
-    log(place, scorer, [*make_rows(200, seed=22).text, *texts[:100]])
+    log(place, scorer, [*usual_texts(200, 22), *texts[:100]])
     assert not monitor(place, version(), folder, SETTINGS)["fired"]
     log(place, scorer, texts[100:], day="2026-01-03", with_text=False)
     result = monitor(place, version(), folder, SETTINGS)
