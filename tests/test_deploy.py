@@ -145,6 +145,7 @@ def test_entrypoints_load(project, deployed):
 @pytest.mark.slow
 def test_prefect_reads_the_file_as_we_do(project, deployed, prefect_api):
     """`prefect deploy --all` leaves a server as `overnight deploy` does."""
+    schedule(project, "tiny", "0 3 * * *")
     deploy(project)
     httpx.delete(f"{prefect_api}/deployments/{held(prefect_api, 'deployments')['tiny']['id']}").raise_for_status()
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]

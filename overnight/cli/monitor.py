@@ -47,19 +47,20 @@ def monitor(
         raise UserError(Complaint("--watch", "watches logged scores; leave FILE out", str(file)))
     labelled = None if file is None else File(file, pairs("--column", columns), encoding)
     home = Home.from_environment()
-    while True:
-        result = _once(home, name, labelled, not dry_run, quiet=as_json)
-        if as_json:
-            print_json(result)
-        else:
-            _show(result)
-        if watch is None:
-            return
-        try:
+    try:
+        while True:
+            result = _once(home, name, labelled, not dry_run, quiet=as_json)
+            if as_json:
+                print_json(result)
+            else:
+                _show(result)
+            if watch is None:
+                return
             time.sleep(watch)
-        except KeyboardInterrupt:
-            typer.echo("ended", err=True)
-            return
+    except KeyboardInterrupt:
+        if watch is None:
+            raise
+        typer.echo("ended", err=True)  # as it is meant to
 
 
 def _once(home: Home, name: str, labelled: File | None, keep: bool, quiet: bool) -> dict[str, Any]:
