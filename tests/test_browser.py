@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
+from test_report import MONITOR, night
+
+from overnight.report import html
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -170,6 +173,18 @@ def test_report_page(browser, served, scheme, width):
     assert ground == {"light": "rgb(244, 245, 248)", "dark": "rgb(14, 18, 27)"}[scheme]
     assert (said, asked) == ([], [address])
     context.close()
+
+
+def test_champion_beside_candidate(browser, tmp_path):
+    """Of a night with a champion: every difference of the two has its interval drawn."""
+    file = tmp_path / "report.html"
+    file.write_text(html(night(monitor=MONITOR)))
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.goto(file.as_uri())
+    whiskers = page.locator(".compare .whisker")
+    assert whiskers.count() == 8 and all(whisker.is_visible() for whisker in whiskers.all())
+    assert page.get_by_role("heading", name="Live texts").is_visible()
+    page.close()
 
 
 def test_report_page_by_keyboard(browser, served):

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from overnight.report.record import NightRecord, Rows
 
 TEMPLATE = "night.html.j2"
-MOST_SHARES = 15
+MOST_SHARES = {"label_shares": 15, "languages": 3}
 ALT = {
     "reliability": "Share of right predictions against the score of the predicted label; on the dashed diagonal scores "
     "are probabilities.",
@@ -92,7 +93,7 @@ def view(record: NightRecord, points: Sequence[Point] = ()) -> dict[str, Any]:
         "scripts": _scripts(moving) if moving else None,
         "errors": [(t["number"], t["error"]) for t in search.get("trials", []) if t.get("error")],
         "data": data,
-        "refused": _shares({name: count for name, count in data.get("reasons", {}).items() if count}, most=True),
+        "refused": _shares(dict(Counter(data.get("reasons", {})).most_common()), most=True),
         "changes": _changes(data),
         "private": not any(result.get("examples") for result in data.get("results", ())),
         "sides": _shares(data.get("split") or {}),
@@ -173,12 +174,12 @@ def _changes(data: Rows) -> dict[str, Any]:
     """Shares of labels and languages and lengths of texts, tonight and in the last accepted night."""
     now, before = data.get("facts") or {}, data.get("previous") or {}
     shares, sizes, kinds = [], [], []
-    for kind in ("label_shares", "languages"):
+    for kind, most in MOST_SHARES.items():
         ours, theirs = now.get(kind) or {}, before.get(kind) or {}
         if ours:
             kinds.append({"label_shares": "labels"}.get(kind, kind))
             names = sorted({*ours, *theirs}, key=lambda name: -max(ours.get(name, 0.0), theirs.get(name, 0.0)))
-            shares += [{"name": n, "before": theirs.get(n, 0.0), "now": ours.get(n, 0.0)} for n in names[:MOST_SHARES]]
+            shares += [{"name": n, "before": theirs.get(n, 0.0), "now": ours.get(n, 0.0)} for n in names[:most]]
     for kind, name in (("chars", "characters"), ("tokens", "tokens")):
         theirs = before.get(kind) or {}
         for quantile, size in (now.get(kind) or {}).items():

@@ -86,9 +86,11 @@ def _curves(
     ]
     shown = [{"field": "x", "title": x}, {"field": "y", "title": "value", "format": ".4f"}]
     place: dict[str, Any] = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "axis": {"grid": False, "tickMinStep": 1}},
+        "x": {"field": "x", "type": "quantitative", "title": x, "axis": {"grid": False}},
         "y": {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}},
     }
+    if x == "evaluation":
+        place["x"]["axis"]["tickMinStep"] = 1
     return _spec(
         "The curves of all trials; the same numbers stand in the table of the trials.",
         best,
