@@ -57,7 +57,7 @@ def record(name: str, title: str, header: Sequence[str], rows: Sequence[Sequence
     """Prints a table and puts it into RESULTS.md in place of the one that the same benchmark wrote before."""
     lines = [f"## {title}", f"<!-- {name} -->", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", notes, "", f"`python -m bench.{name}`, {datetime.date.today()}, {machine()}."]
+    lines += ["", notes, "", f"`python -m bench.{name.split()[0]}`, {datetime.date.today()}, {machine()}."]
     section = "\n".join(lines) + "\n"
     print(section)
     old = re.split(r"\n(?=## )", PAGE.read_text())[1:] if PAGE.exists() else []

@@ -1,11 +1,11 @@
 """Scoring: the registered model's own path against the same model behind `mlflow models serve`.
 
-    python -m bench.serve [--pairs 5] [--texts 2000] [--seconds 6]
+    python -m bench.serve [--pairs 5] [--texts 4000] [--seconds 6]
 
-In bulk: all texts handed to `Scorer.predict_texts` at once, in a process of its own, against clients that send the same
-texts to the server one a request. Clients: 1, 8 and 64 of them, each waiting for its answer before it sends the next
-text; and one client that sends 256 texts a request. The server runs with as many workers as there are cores. Loading is
-outside of the clock on both sides.
+In bulk: a Parquet file of all texts, scored into another as `overnight score` does it, in a process of its own, with its
+loading of the model; against clients that send the same texts to the server one a request. Clients: 1, 8 and 64 of
+them, each waiting for its answer before it sends the next text; and one client that sends 256 texts a request. The
+server runs with as many workers as there are cores; its start is outside of the clock.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import pandas as pd
+
 from bench import texts
 from bench.results import apart, ratio, record
 
@@ -36,7 +38,7 @@ BATCH = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement with clients")
     parser.add_argument("--bulk", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
         folder = Path(place)
         own = texts.frame(texts.sides("short", folder)["test"]).text.tolist()
         some = (own * (arguments.texts // len(own) + 1))[: arguments.texts]
-        (folder / "texts.json").write_text(json.dumps(some))
+        pd.DataFrame({"text": some}).to_parquet(folder / "texts.parquet")
         packed = save_model(folder)
         for _ in range(arguments.pairs):
             ours.append(apart("serve", "--bulk", str(folder / "finished"), str(folder))["speed"])
@@ -91,15 +93,17 @@ def finish(folder: Path) -> Path:
 
 
 def bulk(model: Path, folder: Path) -> dict[str, float]:
-    """In a process of its own: texts a second of one call."""
-    from overnight.training.predict import Scorer
+    """In a process of its own: texts a second of one file, from its opening to the finished other one."""
+    from overnight.bulk.run import Options, score_file
+    from overnight.home import Home
+    from overnight.tracking.registry import Version
 
-    rows = [{"text": text} for text in json.loads((folder / "texts.json").read_text())]
-    scorer = Scorer(model)
-    scorer.predict_texts(rows[:64])
-    began = time.perf_counter()
-    scorer.predict_texts(rows)
-    return {"speed": len(rows) / (time.perf_counter() - began)}
+    home = Home.from_environment({"OVERNIGHT_HOME": str(folder / "home")})
+    version = Version("bench", 1, None, (), {}, {}, "", 0.0)
+    source, target = folder / "texts.parquet", folder / "scored.parquet"
+    done = score_file(home, version, model, source, target, Options(scores=True), force=True)
+    assert not done["errors"]
+    return {"speed": done["rows"] / done["seconds"]}
 
 
 @contextmanager

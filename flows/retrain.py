@@ -19,13 +19,14 @@ from prefect.states import Cancelled
 
 from flows.decision import reach_decision
 from flows.turns import take_turn
-from overnight import problems
+from overnight import monitor, problems
 from overnight.config import load_config
 from overnight.home import Home
 from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
 from overnight.notify import announce, announce_skipped, mistakes_told
 from overnight.processes import warm_up
+from overnight.schedule import Turn
 from overnight.services import set_quiet_environment
 from overnight.tracking import registry
 from tasks.approval import after_decision
@@ -77,6 +78,7 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
             with night:
                 runs = [*night.record.get("flow_runs", []), flow_run.get_id()]
                 night.update(data=asdict(rows), lineage=lineage_of(config_path), flow_runs=runs)
+                night.update(**_circumstances(home, config.name, turn))
                 reach_decision(home, config, night, rows, turn)
                 hours, deployed = config.promotion.approval_hours, bool(deployment.id)
                 night.update(approval=after_decision(home, config.name, hours, ask=deployed))
@@ -86,3 +88,12 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
                     report(home, night.folder, night.record)
                 announce(config.notify, night)
         return night.record
+
+
+def _circumstances(home: Home, name: str, turn: Turn | None) -> dict[str, Any]:
+    """For the report: when the night was due, and what the champion's monitor said last."""
+    facts: dict[str, Any] = {"scheduled": turn.due.timestamp()} if turn else {}
+    watched = monitor.latest(home, name)
+    if watched:
+        facts["monitor"] = {**watched, "windows": watched["windows"][-1:]}
+    return facts

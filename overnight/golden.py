@@ -84,7 +84,8 @@ def compare(expected: Sequence[Any], got: Sequence[Any]) -> tuple[int, float]:
     for ours, theirs in zip(expected, got, strict=False):
         numbers: tuple[list[float], list[float]] = [], []
         same = _skeleton(ours, numbers[0]) == _skeleton(_swapped_back(ours, theirs), numbers[1])
-        apart = max((_apart(*pair) for pair in zip(*numbers, strict=True)), default=0.0) if same else 0.0
+        alike = len(numbers[0]) == len(numbers[1])
+        apart = max((_apart(*pair) for pair in zip(*numbers, strict=True)), default=0.0) if alike else 0.0
         wrong += not same or apart > TOLERANCE
         furthest = max(furthest, apart)
     return wrong, furthest

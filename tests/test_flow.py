@@ -21,6 +21,12 @@ def project(tmp_path_factory, tiny_model, prefect_api) -> Project:
 @pytest.fixture(scope="module")
 def first(project) -> dict:
     """The record of a first night, run once for the tests below, by the installed command itself."""
+    from overnight.home import Home
+    from overnight.monitor import state
+
+    windows = [{"findings": {}, "drifted": drifted} for drifted in (False, True)]
+    said = {"model": "tiny", "version": 7, "windows": windows, "text": "1 of the last 2 windows drifted"}
+    state.save(Home.from_environment(project.environment), said)
     overnight = Path(sys.executable).with_name("overnight")
     done = subprocess.run(
         [overnight, "run", project.config, "--json"], env=project.environment, cwd=project.folder, capture_output=True
@@ -41,7 +47,9 @@ def test_first_night_promotes(project, first):
     assert version["tags"]["overnight.config_hash"] == first["config_hash"]
     assert project.facts("history", "tiny")[0]["action"] == "promote"
     page = (project.home / "nights" / first["id"] / "report.html").read_text()
-    assert "promoted" in page.lower() and first["id"] in page
+    assert "promoted" in page.lower() and first["id"] in page and "1 of the last 2 windows drifted" in page
+    assert first["monitor"]["windows"] == [{"findings": {}, "drifted": True}], "what was said before, and its last window"
+    assert "scheduled" not in first
     kept = list((project.home / "nights" / first["id"] / "trials").glob("*/best"))
     assert len(kept) == 1, "checkpoints of losers are deleted"
 
@@ -60,7 +68,8 @@ def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
     assert artifacts["search"]["type"] == "progress" and artifacts["search"]["data"] == 100.0
     assert "of 2 trials; best is trial" in artifacts["search"]["description"]
     page = (project.home / "nights" / first["id"] / "report.html").as_uri()
-    assert artifacts["report-page"]["data"] == f"[report.html]({page})"
+    pages = httpx.post(f"{prefect_api}/artifacts/filter", json={"artifacts": {"key": {"any_": ["report-page"]}}}).json()
+    assert f"[report.html]({page})" in [artifact["data"] for artifact in pages]
     assert "mlflow-run" not in artifacts, "MLflow's pages are served nowhere"
 
 

@@ -437,7 +437,8 @@ def test_the_event_arrives_at_prefect(desk, prefect_api):
             f"{prefect_api}/events/filter", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)["events"]
+            found = json.load(response)["events"]  # other tests of this server send theirs
+        return [event for event in found if "recent" in event["payload"]]
 
     deadline = time.monotonic() + 30
     while not events() and time.monotonic() < deadline:

@@ -145,7 +145,8 @@ def test_the_deadline_bounds_the_search(tmp_path):
             home.nights / str(number) / "night.json", {"id": str(number), "state": state, "started": number, **facts}
         )
         facts["stages"] = {"search": 1.0}
-    assert within(search, in_an_hour, home, "m").minutes == 50
+    assert within(search, in_an_hour, home, "m").minutes == pytest.approx(50, abs=0.1)
+    assert within(Search(minutes=40), in_an_hour, home, "m").minutes == 40
     soon = Turn(now, until=now + timedelta(minutes=30))
     assert within(search, soon, home, "m").minutes == pytest.approx(20, abs=0.1)
     assert within(Search(), soon, home, "m").minutes == pytest.approx(20, abs=0.1)

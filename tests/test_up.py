@@ -179,6 +179,8 @@ def test_a_night_by_itself_and_a_backlog(standing):
             assert httpx.get(server["link"], timeout=30).status_code == 200
         until(lambda: any(night["state"] == "promoted" for night in standing.nights()))
         until(lambda: any(run["state_type"] == "COMPLETED" for run in standing.runs()))
+        due, started = (standing.nights()[0][name] for name in ("scheduled", "started"))
+        assert due % 60 == 0 and 0 <= started - due < 600
         # a night by hand, of another model, uses the server that runs
         server = read_json(standing.home / "prefect" / "server.json")
         other = standing.folder / "other.yaml"
