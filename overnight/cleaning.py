@@ -1,6 +1,6 @@
 """Removes what no kept night needs: files, rows of databases, artifacts. What is kept, `overnight.retention` decides.
 
-    done = clean(home, {"sentiment": 14}, apply=True)      # the last 14 nights stay
+    done = clean(home, {"sentiment": Retention(nights=14)}, apply=True)
     done["sentiment"].items, done[SHARED].notes
 
 Killed at any moment, it can be run again: the record of a night, by which all the rest is found, goes last.
@@ -17,10 +17,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from overnight.approval import open_questions
 from overnight.config import Retention
 from overnight.home import Home, read_json
 from overnight.nights import DECIDED, UNFINISHED, Night, held, night_records, no_night, one_night_at_a_time
-from overnight.retention import NightFacts, VersionFacts, keep_and_let_go
+from overnight.retention import NightFacts, Retained, VersionFacts, keep_and_let_go
 from overnight.search import studies
 from overnight.services import server_process
 from overnight.tracking import ledger, purge, registry, store
@@ -52,7 +53,7 @@ class Cleaned:
 
 def clean(
     home: Home,
-    keeps: Mapping[str, int],
+    keeps: Mapping[str, Retention],
     *,
     apply: bool,
     forget_flow_runs: Callable[[list[str]], object] | None = None,
@@ -60,7 +61,7 @@ def clean(
     """Removes what no kept night needs; a model whose night is running is left alone.
 
     Args:
-        keeps: model → nights that are kept whole.
+        keeps: model → what stays of it.
         apply: False only looks.
         forget_flow_runs: deletes flow runs of Prefect by their ids; None: no server answers.
 
@@ -94,71 +95,93 @@ def last_retention(home: Home, name: str) -> Retention:
     return Retention()
 
 
-def _clean_model(
-    home: Home, name: str, keep: int, apply: bool, forget_flow_runs: Callable[[list[str]], object] | None
-) -> Cleaned:
-    notes: list[str] = []
+@dataclass(frozen=True)
+class _Plan:
+    retained: Retained
+    records: list[dict[str, Any]]
+    versions: list[int]
+    """Numbers of those that go."""
+    things: list[purge.Thing]
+    """Runs and models in MLflow that go."""
+    aliased: dict[int, str | None]
+    """Versions behind an alias, and the night of each."""
+    gaps: bool
+    """Whether the ledger has any, so that nobody knows which versions were champion."""
+
+
+def _plan(home: Home, name: str, keep: int) -> _Plan:
     records = night_records(home, name)
     traces = purge.find_traces(home, name, DECIDED)
     versions = registry.versions(home, name) if name in registry.names(home) else []
     entries = ledger.read(home, name) if versions else []
     moves = [entry for entry in entries if entry.action in ledger.MOVES]
-    champions = {number for move in moves for number in (move.from_version, move.to_version) if number is not None}
-    if ledger.problems(entries):
-        champions = {version.number for version in versions}
-        notes.append(f"{name}: its ledger has gaps, so all of its versions stay; `overnight doctor` tells more")
+    needed = {number for move in moves for number in (move.from_version, move.to_version)}
+    needed |= {question.to_version for question in open_questions(entries)}
+    gaps = bool(ledger.problems(entries))
+    if gaps:
+        needed = {version.number for version in versions}
     sources = purge.sources(home)
     facts = [
         VersionFacts(v.number, v.tags.get(NIGHT), v.created, bool(v.aliases) or v.model_uri in sources.values())
         for v in versions
     ]
-    retained = keep_and_let_go(_nights(records, traces), facts, champions, keep)
-    numbers = [version.number for version in versions if version.number in retained.versions]
-    going = {(name, number) for number in numbers}
-    needed = {source.removeprefix("models:/") for version, source in sources.items() if version not in going}
+    retained = keep_and_let_go(_nights(records, traces), facts, needed - {None}, keep)
+    going = {(name, number) for number in retained.versions}
+    behind = {source.removeprefix("models:/") for version, source in sources.items() if version not in going}
     things = [
         thing
         for night in (*retained.gone, *retained.shrunk)
         if night in traces
-        for thing in purge.things_of(home, traces[night], whole=night in retained.gone, needed=needed)
+        for thing in purge.things_of(home, traces[night], whole=night in retained.gone, needed=behind)
     ]
-    old = [record for record in records if record["id"] not in retained.whole and record.get("flow_runs")]
-    aliased = [version.number for version in versions if version.aliases]
-    files = unused_files(home, name, records, retained, aliased)
-    if things and purge.rows_stay(home):
-        notes.append(f"{name}: the MLflow server has marked what went; `mlflow gc` there takes the rows out")
-    if old and forget_flow_runs is None:
-        notes.append(f"{name}: no Prefect server answers; its own vacuum takes flow runs out when they are 90 days old")
+    numbers = [version.number for version in versions if version.number in retained.versions]
+    aliased = {version.number: version.tags.get(NIGHT) for version in versions if version.aliases}
+    return _Plan(retained, records, numbers, things, aliased, gaps)
 
-    items = []
+
+def _clean_model(
+    home: Home, name: str, keep: Retention, apply: bool, forget_flow_runs: Callable[[list[str]], object] | None
+) -> Cleaned:
+    plan, items, notes = _plan(home, name, keep.nights), [], []
+    if plan.gaps:
+        notes.append(f"{name}: its ledger has gaps, so all of its versions stay; `overnight doctor` tells more")
+    if plan.things and purge.rows_stay(home):
+        notes.append(f"{name}: the MLflow server has marked what went; `mlflow gc` there takes the rows out")
+    files = unused_files(home, name, plan.records, plan.retained, plan.aliased, keep.scored_days)
     for what, paths in files.items():  # first, since a full disk takes no change of a database either
         items.append(Item(what, len(paths), disk_usage(paths)))
         for path in paths if apply else ():
             remove(path)
-    items += [
-        Item("versions", len(numbers)),
-        Item("runs and models in MLflow", len(things), disk_usage(filter(None, (thing.folder for thing in things)))),
-    ]
     if apply:
-        purge.purge_versions(home, name, numbers)
-        purge.purge(home, things)
+        with registry.one_writer(home, name):
+            plan = _plan(home, name, keep.nights)  # somebody may have promoted a version meanwhile
+            purge.purge_versions(home, name, plan.versions)
+    items.append(Item("versions", len(plan.versions)))
+    freed = disk_usage(filter(None, (thing.folder for thing in plan.things)))
+    items.append(Item("runs and models in MLflow", len(plan.things), freed))
+    if apply:
+        purge.purge(home, plan.things)
+    whole = plan.retained.whole
     if not studies.is_journal(home.study_storage):
-        old_studies = studies.old_studies(home.study_storage, {name: retained.whole})
+        old_studies = studies.old_studies(home.study_storage, {name: whole})
         items.append(Item("studies", len(old_studies)))
         if apply:
             studies.drop_studies(home.study_storage, old_studies)
+    old = [record for record in plan.records if record["id"] not in whole and record.get("flow_runs")]
+    if old and forget_flow_runs is None:
+        notes.append(f"{name}: no Prefect server answers; its own vacuum takes flow runs out when they are 90 days old")
     if forget_flow_runs is not None:
         items.append(Item("flow runs in Prefect", sum(len(record["flow_runs"]) for record in old)))
         for record in old if apply else ():
             forget_flow_runs(record["flow_runs"])
             Night(home.nights / record["id"], record).update(flow_runs=None)
-    gone = [home.nights / record["id"] for record in records if record["id"] in retained.gone]
+    gone = [home.nights / record["id"] for record in plan.records if record["id"] in plan.retained.gone]
     items.append(
         Item("nights", len(gone), disk_usage(file for night in gone for file in night.glob("*") if small(file)))
     )
     for night in gone if apply else ():
         remove(night)
-    return Cleaned(items, retained.whole, notes)
+    return Cleaned(items, whole, notes)
 
 
 def _clean_shared(home: Home, whole: Mapping[str, Collection[str]], apply: bool) -> Cleaned:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from overnight.approval import settle
-from overnight.home import Home
+from overnight.home import Home, write_json
 from overnight.nights import Night, night_records
+from overnight.processes import RESULT
 from overnight.scoring import smoke_in_child
 from overnight.tracking import ledger, registry, runs, store
 
@@ -27,7 +28,8 @@ def heal(home: Home, name: str) -> list[str]:
         TrackingUnavailable: when MLflow does not answer; what needs no MLflow is healed by then.
     """
     done = []
-    for record in night_records(home, name):
+    records = night_records(home, name)
+    for record in records:
         if record["state"] == "running":
             Night(home.nights / record["id"], record).update(
                 state="interrupted", why="its process ended without a word"
@@ -35,15 +37,20 @@ def heal(home: Home, name: str) -> list[str]:
             done.append(f"night {record['id']} had no process: marked as interrupted")
     store.prepare(home)
     experiment_id = store.experiment(home, name)
-    for record in night_records(home, name):
+    for record in records:
         waiting = runs.pending(home.nights / record["id"] / "trials")
         if waiting:
+            for folder in waiting if record is not records[-1] else ():
+                if not (folder / RESULT).exists():  # only the latest night can be continued
+                    write_json(folder / RESULT, {"state": "stopped"})
             run_id = runs.open_night(home, experiment_id, record["id"])
             sent = [runs.sync_trial(home, experiment_id, run_id, folder) for folder in waiting]
             done.append(f"night {record['id']}: sent the records of {len(sent)} trials to MLflow")
-    done += [f"MLflow run {run} had no process: closed" for run in runs.heal(home, experiment_id, alive=())]
+    # on a shared server the nights of other machines run, whose processes cannot be seen from here
+    ours = None if home.embedded_tracking else {record["id"] for record in records}
+    done += [f"MLflow run {run} had no process: closed" for run in runs.heal(home, experiment_id, ours)]
     if name in registry.names(home):
-        done += [f"version {number} was half-made: deleted" for number in registry.heal_versions(home, name)]
+        done += [f"version {number} was half-made: deleted" for number in registry.heal_versions(home, name, ours)]
         copied = ledger.rebuild(home, name)
         if copied:
             done.append(f"{copied} ledger entries stood in one of two places only: copied into the other")

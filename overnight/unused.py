@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,33 @@ from overnight.retention import Retained
 
 LEFT_BEHIND = 86_400.0
 """Seconds after which what only a running command needs is needed by none."""
+COMPARED = {"rows", "evaluation"}
+"""Folders of a night that hold the rows and predictions of its version."""
 
 
 def unused_files(
-    home: Home, name: str, records: Iterable[Mapping[str, Any]], retained: Retained, aliased: Collection[int]
+    home: Home,
+    name: str,
+    records: Iterable[Mapping[str, Any]],
+    retained: Retained,
+    aliased: Mapping[int, str | None],
+    scored_days: int,
 ) -> dict[str, list[Path]]:
     """What of a model's files goes, by kind. The records of nights stay: they tell of all the rest.
 
     Args:
         records: of the model's nights.
-        aliased: numbers of the versions behind an alias: only these stay fetched from a server.
+        aliased: versions behind an alias → the night of each. Only these stay fetched from a server, and of their
+            nights the rows and predictions, with which the monitor compares.
+        scored_days: days of which the scored texts stay.
     """
     old = [record for record in records if record["id"] not in retained.whole]
     whole = [record for record in records if record["id"] in retained.whole]
     return {
         "folders of fetched versions": [
-            folder for folder in _folders(home.root / "models" / name) if folder.name not in set(map(str, aliased))
+            folder
+            for folder in _folders(home.root / "models" / name)
+            if folder.name not in set(map(str, aliased)) and not folder.name.startswith(".")  # is being fetched
         ],
         "folders of ingested rows": [
             folder
@@ -38,9 +49,17 @@ def unused_files(
             if folder.name not in {"tokens", *(str(record["fingerprint"])[:16] for record in whole)}
         ],
         "folders of token ids": list(_tokens(home, name, whole)),
-        "days of scored texts": list(_scored(home.root / "scored" / name, whole)),
+        "days of scored texts": list(_scored(home.root / "scored" / name, scored_days)),
+        "hidden states of the monitor": [
+            path
+            for path in sorted((home.root / "monitor" / name).glob("hidden-*.npy"))
+            if path.stem.removeprefix("hidden-") not in set(map(str, aliased))
+        ],
         "folders and tables of nights": [
-            part for record in old for part in (home.nights / record["id"]).iterdir() if not small(part)
+            part
+            for record in old
+            for part in (home.nights / record["id"]).iterdir()
+            if not small(part) and not (record["id"] in aliased.values() and part.name in COMPARED)
         ],
     }
 
@@ -53,7 +72,7 @@ def left_behind(home: Home) -> list[Path]:
         *(home.root / "models").glob("*/.*"),
         *(folder for folder in _folders(home.nights) if not (folder / RECORD).exists()),
     ]
-    return [place for place in places if time.time() - place.stat().st_mtime > LEFT_BEHIND]
+    return [place for place in places if _age(place) > LEFT_BEHIND]
 
 
 def remove(path: Path) -> None:
@@ -105,13 +124,20 @@ def _tokens(home: Home, name: str, whole: Iterable[Mapping[str, Any]]) -> Iterat
             yield path
 
 
-def _scored(place: Path, whole: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
-    """Days before the one on which the oldest whole night began."""
-    begun = min((float(record["started"]) for record in whole), default=0.0)
-    first = datetime.fromtimestamp(begun, UTC).date()
+def _scored(place: Path, kept: int) -> Iterator[Path]:
+    """Days of UTC before the last `kept`."""
+    first = datetime.now(UTC).date() - timedelta(days=kept)
     for path in sorted(place.glob("*.jsonl")):
         try:
             if date.fromisoformat(path.stem) < first:
                 yield path
         except ValueError:
             continue
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was changed; 0 for one that is gone meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -88,15 +88,15 @@ def report(home: Home, folder: Path, record: Mapping[str, Any]) -> dict[str, str
 
 
 @task(name="clean", cache_policy=NO_CACHE)
-def clean(home: Home, name: str, nights: int) -> None:
+def clean(home: Home, name: str, keep: Retention) -> None:
     """Removes what the last nights do not need. The night is over by now: whatever breaks here changes nothing."""
     try:
-        done = clean_home(home, {name: nights}, apply=True, forget_flow_runs=delete_flow_runs)
+        done = clean_home(home, {name: keep}, apply=True, forget_flow_runs=delete_flow_runs)
     except Exception as error:
         emit(warning=f"not cleaned: {type(error).__name__}: {error}")
         return
     rows = [{"what": i.what, "how many": i.count, "bytes": i.bytes} for one in done.values() for i in one.items]
-    table("clean", rows, f"What went; the last {nights} nights stay")
+    table("clean", rows, f"What went; the last {keep.nights} nights stay")
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def cleaned_afterwards(home: Home, name: str, retention: Retention) -> Iterator[
         yield
     except Exception:
         if retention.auto:
-            clean(home, name, retention.nights)
+            clean(home, name, retention)
         raise
     if retention.auto:
-        clean(home, name, retention.nights)
+        clean(home, name, retention)

@@ -48,7 +48,9 @@ def test_first_night_promotes(project, first):
     assert project.facts("history", "tiny")[0]["action"] == "promote"
     page = (project.home / "nights" / first["id"] / "report.html").read_text()
     assert "promoted" in page.lower() and first["id"] in page and "1 of the last 2 windows drifted" in page
-    assert first["monitor"]["windows"] == [{"findings": {}, "drifted": True}], "what was said before, and its last window"
+    assert first["monitor"]["windows"] == [{"findings": {}, "drifted": True}], (
+        "what was said before, and its last window"
+    )
     assert "scheduled" not in first
     kept = list((project.home / "nights" / first["id"] / "trials").glob("*/best"))
     assert len(kept) == 1, "checkpoints of losers are deleted"

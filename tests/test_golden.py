@@ -91,7 +91,9 @@ def test_a_damaged_version_fails_its_smoke_test(folder, tmp_path, damage):
         card["facts"]["labels"] = LABELS[::-1]
         (folder / "overnight.json").write_text(json.dumps(card))
     home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home")})
-    with pytest.raises(NightFailed, match=r"\d+ of 16 golden texts are answered otherwise.* scores up to (0\.\d+|1) away"):
+    with pytest.raises(
+        NightFailed, match=r"\d+ of 16 golden texts are answered otherwise.* scores up to (0\.\d+|1) away"
+    ):
         smoke_in_child(home, folder)
     (folder / GOLDEN).unlink()
     smoke_in_child(home, folder)

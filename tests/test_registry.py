@@ -214,7 +214,8 @@ def test_half_made_versions_are_removed(home, model_folder, monkeypatch):
         with pytest.raises(SystemExit):
             register(home, model_folder, night="night-2")
     assert [version.complete for version in registry.versions(home, "sentiment")] == [True, False]
-    assert registry.heal_versions(home, "sentiment") == [2]
+    assert registry.heal_versions(home, "sentiment", nights={"night-1"}) == [], "another machine's may be in the making"
+    assert registry.heal_versions(home, "sentiment", nights={"night-2"}) == [2]
     assert [version.number for version in registry.versions(home, "sentiment")] == [1]
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from overnight.cleaning import SHARED, clean, last_retention
 from overnight.cli import run
-from overnight.config import Config, Search
+from overnight.config import Config, Retention, Search
 from overnight.home import Home, write_json
 from overnight.nights import begin_night, night_records, no_night, one_night_at_a_time
 from overnight.retention import NightFacts, VersionFacts, keep_and_let_go
@@ -253,7 +253,7 @@ def all_runs(home: Home) -> list:
 def test_a_look_changes_nothing(home):
     """The dry run says what would go, with bytes, and leaves every file as it is."""
     before = files(home)
-    done = clean(home, {NAME: 2}, apply=False)
+    done = clean(home, {NAME: Retention(nights=2)}, apply=False)
     assert files(home) == before
     counts = {item.what: item.count for cleaned in done.values() for item in cleaned.items}
     assert counts["versions"] == 3 and counts["nights"] == 4 and counts["studies"] == 6
@@ -266,14 +266,16 @@ def test_what_goes_is_gone_from_the_disk(home):
     """Rows, runs, weights, studies and their bytes; the measured difference is what the look had promised, or more."""
     before, size = left(home), disk_usage([home.root])
     promised = sum(
-        item.bytes or 0 for cleaned in clean(home, {NAME: 2}, apply=False).values() for item in cleaned.items
+        item.bytes or 0
+        for cleaned in clean(home, {NAME: Retention(nights=2)}, apply=False).values()
+        for item in cleaned.items
     )
-    done = clean(home, {NAME: 2}, apply=True)
+    done = clean(home, {NAME: Retention(nights=2)}, apply=True)
     freed = size - disk_usage([home.root])
     assert freed >= promised > 4 * 200_000
     assert len(done[NAME].whole) == 2 and any("no Prefect server" in note for note in done[NAME].notes)
     check_kept_two(home, before)
-    again = clean(home, {NAME: 2}, apply=True)
+    again = clean(home, {NAME: Retention(nights=2)}, apply=True)
     assert not sum(item.count for cleaned in again.values() for item in cleaned.items), "nothing is left to do"
 
 
@@ -281,7 +283,7 @@ def test_the_next_night_finds_what_it_needs(home):
     """After the strictest cleaning: the last decision, its data facts, last nights' best parameters, the way back."""
     from overnight.nights import unchanged
 
-    clean(home, {NAME: 1}, apply=True)
+    clean(home, {NAME: Retention(nights=1)}, apply=True)
     record = night_records(home)[-1]
     assert "version" not in record and unchanged(home, CONFIG, record["fingerprint"], lambda: None)
     study = Study(home.study_storage, "next", NAME, SEARCH, 1, "maximize")
@@ -326,8 +328,8 @@ def test_killed_half_way_and_run_again(home, monkeypatch, moment):
         ):
             patch.setattr(place, name, counted(getattr(place, name)))
         with pytest.raises(Killed):
-            clean(home, {NAME: 2}, apply=True)
-    clean(home, {NAME: 2}, apply=True)
+            clean(home, {NAME: Retention(nights=2)}, apply=True)
+    clean(home, {NAME: Retention(nights=2)}, apply=True)
     check_kept_two(home, before)
 
 
@@ -349,12 +351,12 @@ def test_a_running_night_is_left_alone(home):
     )
     assert night.stdout.readline()
     before = left(home)
-    done = clean(home, {NAME: 1, "other": 1}, apply=True)
+    done = clean(home, {NAME: Retention(nights=1), "other": Retention(nights=1)}, apply=True)
     assert done[NAME].notes == ["tiny: its night is running; left alone"] and not done[NAME].items
     assert "a night is running" in done[SHARED].notes[0]
     assert left(home) == {**before, "nights": 9} and len(night_records(home, "other")) == 1
     night.communicate(b"\n")
-    done = clean(home, {NAME: 2, "other": 1}, apply=True)
+    done = clean(home, {NAME: Retention(nights=2), "other": Retention(nights=1)}, apply=True)
     assert {item.what: item.count for item in done[SHARED].items}["studies"] == 6
 
 
@@ -375,7 +377,7 @@ def test_a_night_that_can_be_continued_stays(home):
     study.tell(first.number, "finished", 0.5)
     night.update(state="interrupted", started=9000.0)
     (night.folder / "trials" / "0000").mkdir(parents=True)
-    clean(home, {NAME: 1}, apply=True)
+    clean(home, {NAME: Retention(nights=1)}, apply=True)
     assert (night.folder / "trials" / "0000").is_dir()
     again = Study(home.study_storage, night.id, NAME, SEARCH, 1, "maximize")
     assert again.counts["finished"] == 1 and again.remaining == 0
@@ -389,9 +391,39 @@ def test_versions_stay_while_the_ledger_has_gaps(home):
     entry = ledger.read(home, NAME)[0]
     (home.root / "ledger" / f"{NAME}.jsonl").unlink()
     store.client(home).delete_registered_model_tag(NAME, entry.key)
-    done = clean(home, {NAME: 2}, apply=True)
+    done = clean(home, {NAME: Retention(nights=2)}, apply=True)
     assert left(home)["versions"] == [1, 2, 3, 4, 5, 6, 7] == list(range(1, 8)) and left(home)["weights"] == 7
     assert any("its ledger has gaps" in note for note in done[NAME].notes)
+
+
+def test_a_version_that_waits_for_a_person_stays(home):
+    """Asked for and not answered yet, it may still become champion, however many nights came after it."""
+    ledger.record(home, NAME, "keep", from_version=3, to_version=4, reason="r", gate={"outcome": "wait"})
+    clean(home, {NAME: Retention(nights=2)}, apply=True)
+    assert left(home)["versions"] == [2, 3, 4, 6, 7] and left(home)["weights"] == 5
+    ledger.promote(home, NAME, 4, reason="r", smoke=lambda folder: None)
+
+
+def test_a_version_promoted_while_it_is_cleaned_stays(home, monkeypatch):
+    """Between the plan and the deletion somebody promotes what was to go: it stays, with its bytes and its alias."""
+    import overnight.cleaning
+
+    def meanwhile(path: Path) -> None:
+        monkeypatch.undo()
+        ledger.promote(home, NAME, 4, reason="r", smoke=lambda folder: None)
+        remove(path)
+
+    monkeypatch.setattr(overnight.cleaning, "remove", meanwhile)
+    clean(home, {NAME: Retention(nights=2)}, apply=True)
+    assert registry.champion(home, NAME).number == 4 and left(home)["versions"] == [2, 3, 4, 6, 7]
+    assert registry.download(home, registry.version_of(home, NAME, 4)).is_dir()
+
+
+def test_the_monitor_finds_the_rows_of_the_champion(home):
+    """Of the night behind an alias rows and predictions stay, of that of an earlier champion they go."""
+    clean(home, {NAME: Retention(nights=2)}, apply=True)
+    folders = [{part.name for part in (home.nights / r["id"]).iterdir() if part.is_dir()} for r in night_records(home)]
+    assert [names & {"rows", "data_docs"} for names in folders] == [set(), {"rows"}, *[{"rows", "data_docs"}] * 2]
 
 
 def test_a_version_that_others_were_copied_from_stays(home):
@@ -401,7 +433,7 @@ def test_a_version_that_others_were_copied_from_stays(home):
         mlflow.copy_model_version(f"models:/{NAME}/4", "served")
         logged = mlflow.get_model_version(NAME, "5").source
         mlflow.create_model_version("served", logged, model_id=logged.removeprefix("models:/"))
-    clean(home, {NAME: 2}, apply=True)
+    clean(home, {NAME: Retention(nights=2)}, apply=True)
     assert left(home)["versions"] == [2, 3, 4, 6, 7]
     for number in ("1", "2"):
         folder = Path(mlflow.get_model_version_download_uri("served", number).removeprefix("file://"))
@@ -409,24 +441,27 @@ def test_a_version_that_others_were_copied_from_stays(home):
 
 
 def test_files_of_other_kinds(home):
-    """Fetched versions that are behind no alias, days of scored texts before the kept nights, killed commands' rest."""
-    for number in (1, 2, 3, 7):
-        (home.root / "models" / NAME / str(number)).mkdir(parents=True)
-    days = {night: datetime.fromtimestamp(86_400.0 * night, UTC).date().isoformat() for night in range(1, 9)}
-    for number, record in enumerate(night_records(home), 1):
-        write_json(home.nights / record["id"] / "night.json", {**record, "started": 86_400.0 * number})
-    scored = home.root / "scored" / NAME
-    scored.mkdir(parents=True)
-    for day in days.values():
+    """Fetched versions that are behind no alias, old scored texts, hidden states, killed commands' rest."""
+    for name in ("1", "2", "3", "7", ".8-being-fetched"):
+        (home.root / "models" / NAME / name).mkdir(parents=True)
+    today = datetime.now(UTC).date()
+    days = [(today - timedelta(days=age)).isoformat() for age in (0, 5, 6, 7, 400)]
+    scored, monitor = home.root / "scored" / NAME, home.root / "monitor" / NAME
+    for folder in (scored, monitor):
+        folder.mkdir(parents=True)
+    for day in days:
         (scored / f"{day}.jsonl").write_text("{}\n")
+    for number in (1, 7):
+        (monitor / f"hidden-{number}.npy").write_bytes(b"x")
     (scored / "notes.jsonl").write_text("{}\n")
     killed, running = home.mlflow / "register-old", home.mlflow / "register-new"
     for folder in (killed, running):
         folder.mkdir()
     os.utime(killed, (time.time() - 100_000,) * 2)
-    clean(home, {NAME: 2}, apply=True)
-    assert {path.name for path in (home.root / "models" / NAME).iterdir()} == {"3", "7"}
-    assert {path.stem for path in scored.iterdir()} == {days[7], days[8], "notes"}
+    clean(home, {NAME: Retention(nights=2, scored_days=6)}, apply=True)
+    assert {path.name for path in (home.root / "models" / NAME).iterdir()} == {"3", "7", ".8-being-fetched"}
+    assert {path.stem for path in scored.iterdir()} == {*days[:3], "notes"}
+    assert [path.name for path in monitor.iterdir()] == ["hidden-7.npy"]
     assert not killed.exists() and running.exists()
 
 
@@ -563,12 +598,12 @@ def test_flow_runs_are_forgotten(prefect_api):
 def test_flow_runs_go_with_their_nights(home):
     """Each old night's flow runs are handed over once, also those of a night whose record stays."""
     forgotten: list[str] = []
-    clean(home, {NAME: 2}, apply=False, forget_flow_runs=forgotten.extend)
+    clean(home, {NAME: Retention(nights=2)}, apply=False, forget_flow_runs=forgotten.extend)
     assert not forgotten
-    done = clean(home, {NAME: 2}, apply=True, forget_flow_runs=forgotten.extend)
+    done = clean(home, {NAME: Retention(nights=2)}, apply=True, forget_flow_runs=forgotten.extend)
     assert sorted(int(id[-12:]) for id in forgotten) == [1, 2, 3, 4, 5, 6]
     assert {item.what: item.count for item in done[NAME].items}["flow runs in Prefect"] == 6
-    clean(home, {NAME: 2}, apply=True, forget_flow_runs=forgotten.extend)
+    clean(home, {NAME: Retention(nights=2)}, apply=True, forget_flow_runs=forgotten.extend)
     assert len(forgotten) == 6
 
 
@@ -589,12 +624,12 @@ def test_a_shared_mlflow_server(tmp_path):
             if number < 3:
                 ledger.promote(shared, NAME, number, reason="r", smoke=lambda folder: None)
         before = disk_usage([tmp_path / "art"])
-        done = clean(shared, {NAME: 1}, apply=True)
+        done = clean(shared, {NAME: Retention(nights=1)}, apply=True)
         assert before - disk_usage([tmp_path / "art"]) > 100_000
         assert [version.number for version in registry.versions(shared, NAME)] == [1, 2, 4]
         assert len(list((tmp_path / "art").rglob("*.safetensors"))) == 3 and len(all_runs(shared)) == 4 * 3
         assert "`mlflow gc` there" in done[NAME].notes[0]
-        again = clean(shared, {NAME: 1}, apply=True)
+        again = clean(shared, {NAME: Retention(nights=1)}, apply=True)
         assert not sum(item.count for cleaned in again.values() for item in cleaned.items)
         assert registry.download(shared, registry.champion(shared, NAME)).is_dir()
     finally:

@@ -128,7 +128,7 @@ def test_resumed_trial_is_running_again(home, night):
     folder = make_trial(home, 1, lines=6)
     runs.sync_trial(home, *night, folder)
     run_id = read_json(folder / "tracked.json")["run_id"]
-    assert set(runs.heal(home, night[0], alive=())) == {run_id, night[1]}
+    assert set(runs.heal(home, night[0], nights=None)) == {run_id, night[1]}
     assert runs.open_night(home, night[0], "night-1") == night[1], "one night, one run"
     (folder / "metrics.jsonl").unlink()
     add_lines(folder, 4, 5)
@@ -152,10 +152,10 @@ def test_run_deleted_by_a_person_stays_deleted(home, night):
     assert len(store.client(home).search_runs([night[0]])) == 1
 
 
-def test_heal_spares_the_living(home, night):
-    """Runs of a night that still runs stay open; those of a dead one are closed with the reason."""
+def test_heal_spares_other_nights(home, night):
+    """Only runs of the named nights are closed, with the reason: others may run on another machine."""
     other = runs.open_night(home, night[0], "night-2")
-    assert runs.heal(home, night[0], alive={"night-2"}) == [night[1]]
+    assert runs.heal(home, night[0], nights={"night-1"}) == [night[1]]
     dead, alive = (store.client(home).get_run(run_id) for run_id in (night[1], other))
     assert (dead.info.status, alive.info.status) == ("KILLED", "RUNNING")
     assert dead.data.tags["overnight.healed"] and dead.info.end_time

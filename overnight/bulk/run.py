@@ -151,6 +151,8 @@ def _added(labels: list[str], options: Options, schema: pa.Schema, source: Path)
 def _alone(parts: Path) -> Iterator[None]:
     """Holds the folder of the parts for this process; the kernel gives it back when the process dies."""
     try:
+        if parts.is_dir() and any(parts.iterdir()) and not (parts / LOCK).exists():
+            raise UserError(Complaint(str(parts), "is needed for the parts of the output, and holds something else"))
         parts.mkdir(exist_ok=True)
         lock = open(parts / LOCK, "w")
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from overnight.cli import app
 from overnight.cli.output import AsJson, print_json, print_table
 from overnight.errors import Complaint, UserError, nearest
 from overnight.home import Home
+
+if TYPE_CHECKING:
+    from overnight.config import Retention
 
 
 @app.command()
@@ -42,7 +45,8 @@ def clean(
     items = [(model, item) for model, cleaned in done.items() for item in cleaned.items]
     if as_json:
         rows = [{"model": model or None, **item.__dict__} for model, item in items]
-        print_json({"applied": apply, "nights": keeps, "items": rows, "notes": notes, "before": before, "after": after})
+        kept = {model: keep.nights for model, keep in keeps.items()}
+        print_json({"applied": apply, "nights": kept, "items": rows, "notes": notes, "before": before, "after": after})
         return
     columns = ("model", "what goes" if not apply else "what went", "how many", "on disk")
     lines = [(model, item.what, item.count, _size(item.bytes)) for model, item in items if item.count]
@@ -55,8 +59,8 @@ def clean(
         typer.echo("nothing was removed; --apply does it")
 
 
-def _keeps(home: Home, name: str | None, nights: int | None, config: Path | None) -> dict[str, int]:
-    """Model → nights that are kept whole."""
+def _keeps(home: Home, name: str | None, nights: int | None, config: Path | None) -> dict[str, Retention]:
+    """Model → what stays of it."""
     from overnight.cleaning import last_retention
     from overnight.config import load_config
     from overnight.nights import night_records
@@ -67,6 +71,7 @@ def _keeps(home: Home, name: str | None, nights: int | None, config: Path | None
         raise UserError(Complaint(str(config), f"is the config of {facts.name}", repr(name), facts.name))
     name = facts.name if facts else name
     known = {str(record["model"]) for record in night_records(home)}
+    known |= {folder.name for folder in (home.root / "scored").glob("*")}  # of a service, which runs no nights
     if name is not None and name not in known:  # a home that was lost, on a shared server
         if not home.embedded_tracking or (home.mlflow / "mlflow.db").exists():
             store.prepare(home)
@@ -74,7 +79,8 @@ def _keeps(home: Home, name: str | None, nights: int | None, config: Path | None
         if name not in known:
             raise UserError(Complaint("models", "no such model", repr(name), nearest(name, known)))
     wanted = [name] if name else sorted(known)
-    return {one: nights or (facts.retention if facts else last_retention(home, one)).nights for one in wanted}
+    keeps = {one: facts.retention if facts else last_retention(home, one) for one in wanted}
+    return {one: keep.model_copy(update={"nights": nights}) if nights else keep for one, keep in keeps.items()}
 
 
 def _forget_flow_runs(home: Home) -> Callable[[list[str]], Any] | None:

@@ -77,6 +77,9 @@ class Retention(Section):
     nights: Annotated[int, Field(ge=1)] = 14
     """Nights that are kept with all that belongs to them: folders, runs, versions, studies."""
 
+    scored_days: Annotated[int, Field(ge=1)] = 90
+    """Days of which the logged scores stay, from which the monitor reads."""
+
     auto: bool = False
     """Whether each night cleans at its end; else `overnight clean --apply` does."""
 

@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 
 from overnight.errors import Complaint, NightFailed, UserError, nearest
 from overnight.home import Home
-from overnight.tracking.runs import flat_numbers, metric_key
+from overnight.tracking.runs import NIGHT, flat_numbers, metric_key
 from overnight.tracking.store import client, globally, reaching
 
 if TYPE_CHECKING:
@@ -296,8 +296,11 @@ def download(home: Home, version: Version) -> Path:
     return folder
 
 
-def heal_versions(home: Home, name: str) -> list[int]:
+def heal_versions(home: Home, name: str, nights: Collection[str] | None = None) -> list[int]:
     """Removes the versions that a killed night left half-made; those behind an alias are left alone.
+
+    Args:
+        nights: ids of the nights whose versions may go; None: all.
 
     Returns:
         The numbers of the removed versions.
@@ -305,7 +308,8 @@ def heal_versions(home: Home, name: str) -> list[int]:
     with one_writer(home, name), reaching(home):
         removed = []
         for version in _versions(home, name):
-            if not version.complete and not version.aliases and METRICS in version.tags:
+            ours = nights is None or version.tags.get(NIGHT) in nights
+            if ours and not version.complete and not version.aliases and METRICS in version.tags:
                 client(home).delete_model_version(name, str(version.number))
                 removed.append(version.number)
         return removed

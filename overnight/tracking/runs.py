@@ -157,8 +157,8 @@ def close_night(home: Home, run_id: str, status: str, *, tags: Mapping[str, Any]
         client(home).set_terminated(run_id, status)
 
 
-def heal(home: Home, experiment_id: str, alive: Collection[str]) -> list[str]:
-    """Ends the runs that killed nights left open; `alive` are the ids of the nights that still run.
+def heal(home: Home, experiment_id: str, nights: Collection[str] | None) -> list[str]:
+    """Ends the runs that killed nights left open; only those of `nights`, by their ids, when that is given.
 
     Send what the trial folders still hold first (`sync_trial`): a trial with a result then gets its true status.
 
@@ -172,7 +172,7 @@ def heal(home: Home, experiment_id: str, alive: Collection[str]) -> list[str]:
         mlflow = client(home)
         healed = []
         for run in _search(home, experiment_id, f"attributes.status = 'RUNNING' and tags.`{NIGHT}` != ''"):
-            if run.data.tags[NIGHT] not in alive:
+            if nights is None or run.data.tags[NIGHT] in nights:
                 mlflow.set_tag(run.info.run_id, STATE, "killed")
                 mlflow.set_tag(run.info.run_id, "overnight.healed", "the process of this night ended without a word")
                 mlflow.set_terminated(run.info.run_id, "KILLED")
