@@ -71,28 +71,23 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
     for name, trials, seconds, scores in (
         ("`Trainer.hyperparameter_search`", arguments.trials, theirs, [one["test"] for one in found["trainer"]]),
         ("overnight", arguments.trials, [one["ended"][arguments.trials - 1] for one in ours], early),
-        (
-            "overnight",
-            arguments.ours,
-            [one["seconds"] for one in found["ours"]],
-            [one["test"] for one in found["ours"]],
-        ),
+        ("overnight", arguments.ours, [one["seconds"] for one in ours], [one["test"] for one in ours]),
     ):
         spread = f" ± {stdev(scores):.3f}" if len(scores) > 1 else ""
         faster = "" if seconds is theirs else ratio(theirs, seconds)
         table.append([name, str(trials), f"{median(seconds):.0f}", faster, f"{mean(scores):.3f}{spread}"])
     notes = [
-        f"{len(found['ours'])} pairs, {arguments.rows} tweets to train on, one epoch, "
+        f"{len(ours)} pairs, {arguments.rows} tweets to train on, one epoch, "
         f"batch size {BATCH}; learning rate {RATES[0]:g} to {RATES[1]:g}, label smoothing up to {SMOOTHING[1]:g}; "
         f"ours with {arguments.frozen} of 6 layers frozen, the peer with none."
     ]
     for kind, which in (("test", "test score"), ("validation", "validation score")):
-        reached = [(peer, until(ours, kind, peer[kind])) for peer, ours in zip(*found.values(), strict=True)]
+        reached = [(peer, until(one, kind, peer[kind])) for peer, one in zip(*found.values(), strict=True)]
         times = [(peer["seconds"], seconds) for peer, seconds in reached if seconds is not None]
         text = f"The peer's {which} was reached in {len(times)} of {len(reached)} pairs"
         if times:
-            theirs, ours = zip(*times, strict=True)
-            text += f", {ratio(theirs, ours)} faster there (after {median(ours):.0f} s)"
+            whole, partly = zip(*times, strict=True)
+            text += f", {ratio(whole, partly)} faster there (after {median(partly):.0f} s)"
         notes.append(f"{text}.")
     header = ["search", "trials", "seconds", "times faster", "macro F1 on test rows"]
     record("search", "Search", header, table, " ".join(notes))

@@ -2,8 +2,8 @@
 
     python -m bench.serve [--pairs 5] [--texts 4000] [--seconds 6]
 
-In bulk: a Parquet file of all texts, scored into another as `overnight score` does it, in a process of its own, with its
-loading of the model; against clients that send the same texts to the server one a request. Clients: 1, 8 and 64 of
+In bulk: a Parquet file of all texts, scored into another as `overnight score` does it, in a process of its own, which
+also loads the model; against clients that send the same texts to the server one a request. Clients: 1, 8 and 64 of
 them, each waiting for its answer before it sends the next text; and one client that sends 256 texts a request. The
 server runs with as many workers as there are cores; its start is outside of the clock.
 """
