@@ -24,7 +24,7 @@ import typer
 from overnight import __version__
 from overnight.errors import OvernightError
 from overnight.home import Home
-from overnight.processes import end_children
+from overnight.processes import end_children, end_fork_server
 from overnight.services import leave_servers, set_quiet_environment
 
 INTERRUPTED = 130
@@ -66,6 +66,7 @@ def main() -> None:
     code = run(sys.argv[1:])
     # what must happen at an exit happens, but the interpreter is not taken apart: after a night that takes seconds
     atexit._run_exitfuncs()
+    end_fork_server()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a closed pipe, or stream
             stream.flush()
