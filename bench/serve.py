@@ -3,9 +3,9 @@
     python -m bench.serve [--pairs 5] [--texts 4000] [--seconds 6]
 
 In bulk: a Parquet file of all texts, scored into another as `overnight score` does it, in a process of its own, which
-also loads the model; against clients that send the same texts to the server one a request. Clients: 1, 8 and 64 of
+loads the model too; against clients that send the same texts to the server one a request. Clients: 1, 8 and 64 of
 them, each waiting for its answer before it sends the next text; and one client that sends 256 texts a request. The
-server runs with as many workers as there are cores; its start is outside of the clock.
+server runs with as many workers as there are cores; its start, and the imports of both sides, are outside of the clock.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def finish(folder: Path) -> Path:
 
 def bulk(model: Path, folder: Path) -> dict[str, float]:
     """In a process of its own: texts a second of one file, from its opening to the finished other one."""
+    import overnight.training.predict  # noqa: F401  # as the server's imports, outside of the clock
     from overnight.bulk.run import Options, score_file
     from overnight.home import Home
     from overnight.tracking.registry import Version
