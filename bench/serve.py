@@ -82,8 +82,8 @@ def save_model(folder: Path) -> Path:
 def finish(folder: Path) -> Path:
     """A model folder as a night leaves it: the base model with a head that chance has drawn."""
     from overnight.settings import Training
+    from overnight.training.card import Card, finish_model_folder
     from overnight.training.models import resolve_base
-    from overnight.training.predict import Card, finish_model_folder
 
     base = resolve_base(texts.config("short").model.base)
     facts = {"labels": ["negative", "neutral", "positive"]}

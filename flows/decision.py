@@ -21,7 +21,7 @@ from overnight.processes import cores
 from overnight.schedule import Turn
 from overnight.search.study import Direction
 from overnight.search.trial import Job
-from overnight.training.predict import Card, finish_model_folder
+from overnight.training.card import Card, finish_model_folder
 from tasks.data import split, tokenize, validate
 from tasks.model import gate, judge, promote, register
 from tasks.search import search

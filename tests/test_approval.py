@@ -31,7 +31,7 @@ def three_versions(tmp_path_factory, empty_store, tiny_model) -> Path:
     """The root of a home with three real versions; the first is the champion."""
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
 
     folder = tmp_path_factory.mktemp("finished") / "best"
     facts = {"labels": ["bad", "good"]}

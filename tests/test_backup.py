@@ -29,7 +29,7 @@ def lived_in(tmp_path_factory, empty_store, tiny_model) -> Path:
     """The root of a home as a promoted night leaves it."""
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
 
     root = tmp_path_factory.mktemp("lived") / "home"
     shutil.copytree(empty_store, root)

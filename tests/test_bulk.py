@@ -38,7 +38,7 @@ def folder(tmp_path_factory, tiny_model) -> Path:
     """A finished model folder with an untrained head."""
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
 
     folder = tmp_path_factory.mktemp("finished") / "best"
     problem = problems.get("sequence-classification")

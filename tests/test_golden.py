@@ -16,8 +16,9 @@ from overnight.golden import GOLDEN, TOLERANCE, check_golden, compare, golden_te
 from overnight.home import Home
 from overnight.scoring import score_models, smoke_in_child
 from overnight.settings import Training
+from overnight.training.card import Card, finish_model_folder
 from overnight.training.models import load_tokenizer
-from overnight.training.predict import Card, Scorer, finish_model_folder
+from overnight.training.predict import Scorer
 
 LABELS = ["bad", "good", "plain"]
 MAX_LENGTH = 64

@@ -45,7 +45,8 @@ def folder(tmp_path_factory, tiny_model) -> Path:
 
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, Scorer, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
+    from overnight.training.predict import Scorer
 
     folder = tmp_path_factory.mktemp("finished") / "best"
     problem = problems.get("sequence-classification")

@@ -26,7 +26,7 @@ def model_folder(tmp_path_factory, tiny_model) -> Path:
     """A finished model folder: a real two-layer BERT with a head, its tokenizer and its card."""
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
 
     folder = tmp_path_factory.mktemp("finished") / "best"
     facts = {"labels": LABELS}

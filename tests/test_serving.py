@@ -45,7 +45,7 @@ def versions(tmp_path_factory, empty_store, tiny_model) -> Path:
 
     from overnight import problems
     from overnight.settings import Training
-    from overnight.training.predict import Card, finish_model_folder
+    from overnight.training.card import Card, finish_model_folder
 
     place = tmp_path_factory.mktemp("served")
     shutil.copytree(empty_store, place / "home")

@@ -15,11 +15,12 @@ from overnight import problems
 from overnight.errors import UserError
 from overnight.settings import Training
 from overnight.training import data
+from overnight.training.card import Card, finish_model_folder
 from overnight.training.device import OutOfMemory
 from overnight.training.fit import TrainingDiverged, fit
 from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed
-from overnight.training.predict import Card, Scorer, finish_model_folder, forward, predict
+from overnight.training.predict import Scorer, forward, predict
 
 PROBLEM = problems.get("sequence-classification")
 SHORT = Training(epochs=1, batch_size=16, learning_rate=1e-3, dropout=0.0, evaluations_per_epoch=2, precision="float32")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,9 @@ from accelerate.utils.memory import clear_device_cache
 from overnight import problems
 from overnight.errors import Complaint, UserError
 from overnight.training.batches import bucket
+from overnight.training.card import CARD, Card
 from overnight.training.device import OutOfMemory, is_out_of_memory
-from overnight.training.models import load_tokenizer, quiet
+from overnight.training.models import load_tokenizer
 from overnight.training.packing import Packed, Packing
 
 if TYPE_CHECKING:
@@ -27,27 +27,8 @@ if TYPE_CHECKING:
     from overnight.training.frozen import Features
     from overnight.training.team import Team
 
-CARD = "overnight.json"
 TOKENS = {"cpu": 2048, "other": 32768}
 """Padded tokens of one batch: on a CPU what its caches like, elsewhere what keeps the device busy."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model folder says of itself beside its weights, in `overnight.json`."""
-
-    problem: str
-    facts: dict[str, Any]
-    max_length: int
-    metric: str
-
-
-def finish_model_folder(folder: str | Path, card: Card, base: str, revision: str | None = None) -> None:
-    """Makes `best/` of a run a model folder: adds the base model's tokenizer and the card."""
-    folder = Path(folder)
-    with quiet():
-        load_tokenizer(base, revision).save_pretrained(folder)
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False))
 
 
 def forward(
