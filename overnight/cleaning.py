@@ -115,8 +115,9 @@ def _plan(home: Home, name: str, keep: int) -> _Plan:
     versions = registry.versions(home, name) if name in registry.names(home) else []
     entries = ledger.read(home, name) if versions else []
     moves = [entry for entry in entries if entry.action in ledger.MOVES]
-    needed = {number for move in moves for number in (move.from_version, move.to_version)}
-    needed |= {question.to_version for question in open_questions(entries)}
+    named = [number for move in moves for number in (move.from_version, move.to_version)]
+    named += [question.to_version for question in open_questions(entries)]
+    needed = {number for number in named if number is not None}
     gaps = bool(ledger.problems(entries))
     if gaps:
         needed = {version.number for version in versions}
@@ -125,7 +126,7 @@ def _plan(home: Home, name: str, keep: int) -> _Plan:
         VersionFacts(v.number, v.tags.get(NIGHT), v.created, bool(v.aliases) or v.model_uri in sources.values())
         for v in versions
     ]
-    retained = keep_and_let_go(_nights(records, traces), facts, needed - {None}, keep)
+    retained = keep_and_let_go(_nights(records, traces), facts, needed, keep)
     going = {(name, number) for number in retained.versions}
     behind = {source.removeprefix("models:/") for version, source in sources.items() if version not in going}
     things = [
