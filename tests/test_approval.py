@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
@@ -263,6 +266,28 @@ def test_what_a_person_sees(home, pages, prefect_api):
     assert "the champion stays" in text
     artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()
     assert any(a["key"] == f"approval-{NAME}" and a["flow_run_id"] == run for a in artifacts)
+
+
+@pytest.mark.parametrize("given", [YES, NO])
+def test_mlflow_is_away_when_the_answer_comes(home, pages, given):
+    """Its database is in the middle of a change for some seconds: the answer is kept, and holds afterwards."""
+    night = waits(home, 2)
+    pages.ask()
+    pages.work()
+    pages.answer(given)
+
+    def rename(was: str, now: str) -> None:
+        with closing(sqlite3.connect(home.mlflow / "mlflow.db", timeout=30)) as database:
+            database.execute(f"alter table {was} rename to {now}")
+
+    rename("registered_model_aliases", "elsewhere")
+    back = threading.Timer(2.0, rename, ("elsewhere", "registered_model_aliases"))
+    back.start()
+    state = pages.work()
+    back.join()
+    assert state.is_completed(), state.message
+    assert champion(home) == (2 if given["approve"] else 1)
+    assert last(home)[2:] == (given["who"], given["reason"]) and record(night)["state"] != "waiting"
 
 
 def test_refused_in_the_pages(home, pages):
