@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # what a night's `state` can be: the first three may be continued, the others are its end
 UNFINISHED = ("running", "failed", "interrupted")
 DECIDED = ("promoted", "kept", "waiting")
+KILLED = "its process ended without a word"
+"""Why a night is `interrupted` that nobody interrupted."""
 RECORD = "night.json"
 EVERY = ".every"
 """The lock that the nights of all models share; no model's name begins with a dot."""

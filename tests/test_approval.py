@@ -61,11 +61,11 @@ def home(three_versions, tmp_path, monkeypatch) -> Home:
     return Home.from_environment()
 
 
-def waits(home: Home, number: int, champion: int | None = 1) -> Night:
+def waits(home: Home, number: int, champion: int | None = 1, config: Config = CONFIG) -> Night:
     """A night that leaves a version waiting, as the flow does it."""
     from tasks.model import promote
 
-    night = begin_night(home, CONFIG, f"data-{number}", forced=False)
+    night = begin_night(home, config, f"data-{number}", forced=False)
     with night:
         registry.set_alias(home, NAME, registry.CANDIDATE, number)
         compared = {"version": champion} if champion else None
@@ -288,6 +288,22 @@ def test_mlflow_is_away_when_the_answer_comes(home, pages, given):
     assert state.is_completed(), state.message
     assert champion(home) == (2 if given["approve"] else 1)
     assert last(home)[2:] == (given["who"], given["reason"]) and record(night)["state"] != "waiting"
+
+
+def test_the_team_hears_of_a_yes(home, pages, hooks, monkeypatch):
+    """As soon as it is followed, once; a team whose server is broken costs no answer."""
+    monkeypatch.setenv("TEAM", hooks.address("json"))
+    monkeypatch.setenv("BROKEN", hooks.address("500"))
+    told = {"notify": [{"to_env": "TEAM"}, {"to_env": "BROKEN"}]}
+    waits(home, 2, config=Config.model_validate(CONFIG.model_dump() | told))
+    pages.ask()
+    pages.work()
+    pages.answer(YES)
+    assert pages.work().is_completed() and champion(home) == 2
+    approval.settle(home, NAME)
+    (body,) = hooks.at("json")
+    assert body["title"] == f"{NAME} promoted: Version 2 is the new champion"
+    assert "approved by ana: looks right" in body["message"]
 
 
 def test_refused_in_the_pages(home, pages):
