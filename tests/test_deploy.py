@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,35 @@ def test_a_lost_schedule_takes_its_deployment_along(project, deployed, prefect_a
     assert "overnight: other drifted" not in held(prefect_api, "automations")
     assert set(held(prefect_api, "deployments")) >= {"tiny", "elsewhere"}
     assert "other" not in held(prefect_api, "deployments")
+
+
+def test_a_second_machine_has_a_pool_of_its_own(project, deployed, prefect_api, tmp_path):
+    """Another folder of the same path, as in containers: its deployments are in its pool, and those of ours stay ours.
+
+    Nothing but the pool tells the two apart.
+    """
+    configs = schedule(project, "tiny", "0 2 * * *").parent
+    deploy(project)
+    configs.rename(tmp_path / "first")
+    try:
+        facts = yaml.safe_load((tmp_path / "first" / "tiny.yaml").read_text()) | {"promotion": {"mode": "manual"}}
+        schedule(project, "theirs", "0 3 * * *", facts)
+        again = ("--pool", "second", "--file", str(tmp_path / "prefect.yaml"))
+        assert deploy(project, *again)["theirs"] == "created"
+        for flow, pool in (("retrain", "overnight"), ("approve", None)):
+            found = held(prefect_api, "deployments", flows={"name": {"any_": [flow]}})
+            assert found["theirs"]["work_pool_name"] == "second"
+            assert found.get("tiny", {}).get("work_pool_name") == pool
+        assert held(prefect_api, "work_pools")["second"]["type"] == "process"
+        assert set(deploy(project, *again).values()) == {"unchanged"}
+        written = yaml.safe_load((tmp_path / "prefect.yaml").read_text())["deployments"]
+        assert {definition["work_pool"]["name"] for definition in written} == {"second"}
+        (configs / "theirs.yaml").rename(tmp_path / "theirs.yaml")
+        assert deploy(project, *again)["theirs"] == "removed"
+        assert "tiny" in held(prefect_api, "deployments")
+    finally:
+        shutil.rmtree(configs)
+        (tmp_path / "first").rename(configs)
 
 
 def test_mistakes_are_told(project, deployed):
