@@ -212,7 +212,7 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
 
 @contextmanager
 def no_night(home: Home) -> Iterator[bool]:
-    """Keeps nights from starting while the block runs, which must be short; False when one of any model is running."""
+    """Lets nights that would start wait until the block is over; False when one of any model is running."""
     with open(home.folder("locks") / EVERY, "a+") as every:
         try:
             fcntl.flock(every, fcntl.LOCK_EX | fcntl.LOCK_NB)

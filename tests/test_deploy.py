@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
@@ -366,6 +368,27 @@ def test_the_newest_of_a_backlog_is_left(quarters, prefect_api, inside):
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) >= len(waiting) - 1 > 0
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) == 0
     assert state(prefect_api, waiting[0])[0] == "CANCELLED"
+
+
+def test_a_night_waits_for_its_model_to_be_cleaned(project, quarters, inside):
+    """Who holds it without a night gives it back in minutes; another night keeps it, and then this one does nothing."""
+    from flows.turns import take_turn
+    from overnight.config import load_config
+    from overnight.home import Home
+    from overnight.nights import begin_night, one_night_at_a_time
+
+    home = Home.from_environment({"OVERNIGHT_HOME": str(project.home)})
+    config = load_config(project.folder / "configs" / "quarters.yaml")
+    inside(quarters[-1], datetime.fromisoformat(quarters[-1]["expected_start_time"]) + timedelta(seconds=1))
+    with ExitStack() as cleaning:
+        cleaning.enter_context(one_night_at_a_time(home, "quarters"))
+        Timer(2.0, cleaning.close).start()
+        begun = time.monotonic()
+        assert take_turn(home, config).why is None
+        assert time.monotonic() - begun > 1.9
+    with one_night_at_a_time(home, "quarters"):
+        begin_night(home, config, "f", forced=False)
+        assert take_turn(home, config).why == "another night of this model is running"
 
 
 def test_what_asks_a_person_is_deployed_too(project, deployed, prefect_api):
