@@ -18,9 +18,8 @@ from pydantic import Field
 
 from overnight import approval
 from overnight.home import Home
-from overnight.tracking import registry, store
 from overnight.tracking.ledger import Entry
-from tasks.approval import answer, find_question, question_markdown, resolve, said
+from tasks.approval import answer, follow, look, newer_candidate, question_markdown, resolve, said
 from tasks.artifacts import markdown
 
 
@@ -43,13 +42,12 @@ def approve(model: str, version: int, question: str, hours: float, last_call: bo
         last_call: this is the run that closes the question when nobody has answered.
     """
     home = Home.from_environment()
-    store.prepare(home)
-    approval.settle(home, model)
-    asked, answered = find_question(home, model, question)
+    # tasks are tried again while MLflow is away; a flow is not: Prefect would forget the answer and ask anew
+    asked, answered = look(home, model, question)
     if answered is None and last_call:
-        answered = approval.refuse(home, asked, reason=approval.nobody(hours), who=approval.OURSELVES)
+        answered = answer(home, asked, False, approval.nobody(hours), approval.OURSELVES)
     answered = answered or ask(home, asked, hours)
-    approval.settle(home, model)
+    follow(home, model)
     resolve(home, model)
     return Completed(message=said(answered))
 
@@ -62,9 +60,9 @@ def ask(home: Home, question: Entry, hours: float) -> Entry:
     for attempt in count():
         # run again with an answer, this returns the answers in the order in which they were given
         given = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=text), key=f"answer-{attempt}")
-        newest = registry.by_alias(home, question.name, registry.CANDIDATE)
-        if not given.approve or given.although_newer or newest is None or newest.number == question.to_version:
+        newer = None if not given.approve or given.although_newer else newer_candidate(home, question)
+        if newer is None:
             break
-        text = f"**Version {newest.number} is the newest candidate by now.** To promote all the same, turn on "
+        text = f"**Version {newer} is the newest candidate by now.** To promote all the same, turn on "
         text += f"`although_newer`.\n\n{question_markdown(home, question, until)}"
     return answer(home, question, given.approve, given.reason, given.who)

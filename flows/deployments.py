@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +36,17 @@ NOTICE = """\
 """
 
 
-def definitions(
-    configs: Mapping[str, Config], directory: str = "{{ $PWD }}", home: str = "{{ $OVERNIGHT_HOME }}"
-) -> list[dict[str, Any]]:
+def definitions(configs: Mapping[str, Config], pool: dict[str, Any]) -> list[dict[str, Any]]:
     """The `deployments:` of a prefect.yaml.
 
     Args:
         configs: path, relative to the project's folder → config with a schedule.
-        directory: the project's folder; absent: wherever `prefect deploy` is called.
-        home: what OVERNIGHT_HOME is where it is set; absent: a reference to the variable.
+        pool: by `work_pool`.
     """
-    return [_definition(path, config, directory, home) for path, config in configs.items()]
+    return [_definition(path, config, pool) for path, config in configs.items()]
 
 
-def approvals(
-    configs: Mapping[str, Config], directory: str = "{{ $PWD }}", home: str = "{{ $OVERNIGHT_HOME }}"
-) -> list[dict[str, Any]]:
+def approvals(configs: Mapping[str, Config], pool: dict[str, Any]) -> list[dict[str, Any]]:
     """As `definitions`: for models whose candidates wait for a person, what asks in Prefect's pages."""
     return [
         {
@@ -58,29 +54,50 @@ def approvals(
             "description": f"Asks a person about a version of {config.name} that waits.",
             "tags": [TAG],
             "entrypoint": APPROVAL,
-            "work_pool": _work_pool(directory, home),
+            "work_pool": deepcopy(pool),
         }
         for config in configs.values()
         if config.promotion.mode == "manual"
     ]
 
 
-def prefect_yaml(configs: Mapping[str, Config]) -> str:
+def work_pool(name: str = POOL, directory: str = "{{ $PWD }}", home: str = "{{ $OVERNIGHT_HOME }}") -> dict[str, Any]:
+    """The `work_pool:` of a deployment.
+
+    Args:
+        directory: the project's folder; absent: wherever `prefect deploy` is called.
+        home: what OVERNIGHT_HOME is where it is set; absent: a reference to the variable.
+    """
+    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    if os.environ.get("OVERNIGHT_HOME"):
+        environment["OVERNIGHT_HOME"] = home
+    return {"name": name, "job_variables": {"working_dir": directory, "env": environment}}
+
+
+def prefect_yaml(configs: Mapping[str, Config], pool: str = POOL) -> str:
     """The text of prefect.yaml."""
-    facts = {"pull": [], "deployments": definitions(configs) + approvals(configs)}
+    place = work_pool(pool)
+    facts = {"pull": [], "deployments": definitions(configs, place) + approvals(configs, place)}
     return NOTICE + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=120)
 
 
 def deploy(
-    home: Home, configs: Mapping[str, Config], directory: Path, *, complete: bool, check: bool = False
+    home: Home,
+    configs: Mapping[str, Config],
+    directory: Path,
+    *,
+    complete: bool,
+    pool: str = POOL,
+    check: bool = False,
 ) -> list[Change]:
     """Makes the Prefect server hold these deployments, their triggers, the work pool and the automation; idempotent.
 
     Args:
         configs: path → config with a schedule.
         directory: the project's folder, in which the nights run.
-        complete: whether these are all of the folder: deployments of its other configs are then removed. Runs that
-            were, and their history, stay.
+        complete: whether these are all of the folder: deployments of its other configs are then removed, but for those
+            of other pools, whose folder is on another machine. Runs that were, and their history, stay.
+        pool: the work pool, whose worker runs the nights.
         check: only tell.
 
     Raises:
@@ -90,14 +107,15 @@ def deploy(
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    wanted = {d["name"]: d for d in definitions(configs, str(directory), str(home.root))}
+    place = work_pool(pool, str(directory), str(home.root))
+    wanted = {d["name"]: d for d in definitions(configs, place)}
     try:
         with get_client(sync_client=True) as client:
             there = {d.name: d for d in _ours(client)}
             changes = [Change("crashed", *dead) for dead in ([] if check else end_dead_runs(home, client))]
-            changes += [_pool(client, check), silence(client, check)]
+            changes += [_pool(client, pool, check), silence(client, check)]
             changes += [_apply(client, there.get(name), definition, check) for name, definition in wanted.items()]
-            asking = {d["name"]: d for d in approvals(configs, str(directory), str(home.root))}
+            asking = {d["name"]: d for d in approvals(configs, place)}
             changes += [change for name in wanted for change in _ask(client, name, asking.get(name), check)]
             changes += [Change("paused", n, "in Prefect; it starts no night") for n in wanted if _paused(there.get(n))]
             for name, deployment in there.items():
@@ -105,6 +123,7 @@ def deploy(
                 if missed:
                     changes.append(Change("cancelled", name, f"{missed} missed runs; the newest runs for all"))
                 here = deployment.job_variables.get("working_dir") == str(directory)
+                here &= deployment.work_pool_name == pool
                 if complete and here and name not in wanted:
                     if not check:
                         remove(client, deployment)
@@ -123,7 +142,7 @@ def remove(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
         client.delete_deployment(asking.id)
 
 
-def _definition(path: str, config: Config, directory: str, home: str) -> dict[str, Any]:
+def _definition(path: str, config: Config, pool: dict[str, Any]) -> dict[str, Any]:
     assert config.schedule is not None
     return {
         "name": config.name,
@@ -133,16 +152,9 @@ def _definition(path: str, config: Config, directory: str, home: str) -> dict[st
         "parameters": {"config_path": path},
         "schedules": [{"cron": config.schedule.cron, "timezone": config.schedule.timezone}],
         "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
-        "work_pool": _work_pool(directory, home),
+        "work_pool": deepcopy(pool),  # else YAML would refer from one deployment to the other
         "triggers": [drift(config.name)],
     }
-
-
-def _work_pool(directory: str, home: str) -> dict[str, Any]:
-    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    if os.environ.get("OVERNIGHT_HOME"):
-        environment["OVERNIGHT_HOME"] = home
-    return {"name": POOL, "job_variables": {"working_dir": directory, "env": environment}}
 
 
 def _apply(
@@ -172,8 +184,8 @@ def _ask(client: SyncPrefectClient, name: str, definition: dict[str, Any] | None
                 client.delete_deployment(there.id)
             yield Change("removed", what, "its candidates wait for nobody")
         return
-    variables = definition["work_pool"]["job_variables"]
-    if there is not None and there.job_variables == variables:
+    pool, variables = definition["work_pool"]["name"], definition["work_pool"]["job_variables"]
+    if there is not None and (there.work_pool_name, there.job_variables) == (pool, variables):
         yield Change("unchanged", what)
         return
     if not check:
@@ -182,7 +194,7 @@ def _ask(client: SyncPrefectClient, name: str, definition: dict[str, Any] | None
             name=name,
             description=definition["description"],
             tags=definition["tags"],
-            work_pool_name=POOL,
+            work_pool_name=pool,
             job_variables=variables,
         ).apply()
     yield Change("created" if there is None else "updated", what)
@@ -279,16 +291,16 @@ def _paused(deployment: DeploymentResponse | None) -> bool:
     return deployment is not None and (deployment.paused or not any(s.active for s in deployment.schedules))
 
 
-def _pool(client: SyncPrefectClient, check: bool) -> Change:
+def _pool(client: SyncPrefectClient, name: str, check: bool) -> Change:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.read_work_pool(POOL)
-        return Change("unchanged", "work pool", POOL)
+        client.read_work_pool(name)
+        return Change("unchanged", "work pool", name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         if not check:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        return Change("created", "work pool", f"{POOL}, of processes")
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        return Change("created", "work pool", f"{name}, of processes")

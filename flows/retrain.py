@@ -24,7 +24,7 @@ from overnight.config import load_config
 from overnight.home import Home
 from overnight.lineage import lineage_of
 from overnight.nights import begin_night, one_night_at_a_time, timed, unchanged
-from overnight.notify import announce, announce_skipped, mistakes_told
+from overnight.notify import announce, announce_skipped, announce_untold, mistakes_told
 from overnight.processes import warm_up
 from overnight.schedule import Turn
 from overnight.services import set_quiet_environment
@@ -65,12 +65,13 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
             stack.enter_context(one_night_at_a_time(home, config.name))
             with timed(stages, "reconcile"):
                 reconcile(home, config.name)
+            announce_untold(home, config)
             with timed(stages, "ingest"):
                 rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
         why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
         if why:
             skipped = {"model": config.name, "state": "skipped", "why": why, "stages": stages}
-            announce_skipped(home, config, skipped)
+            announce_skipped(config, skipped)
             return skipped
         warm_up()
         night = begin_night(home, config, rows.fingerprint, forced=force, stages=stages)

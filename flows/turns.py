@@ -6,6 +6,7 @@ And what to do about the runs of nights that a power cut ended.
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 RAN = (StateType.RUNNING, StateType.COMPLETED, StateType.FAILED)
 """A run in one of these states has done its night, well or not; a crashed or cancelled one has not."""
+PATIENCE = 900.0
+"""Seconds for which a night waits until its model has been cleaned."""
 
 
 def take_turn(home: Home, config: Config) -> schedule.Turn | None:
@@ -48,13 +51,23 @@ def take_turn(home: Home, config: Config) -> schedule.Turn | None:
         stages = last_stages(home, config.name) or {}
         needed = timedelta(seconds=sum(s for name, s in stages.items() if name != "search"))
         turn = schedule.decide(config.schedule, run.expected_start_time or now, now, started, needed)
-        if turn.why is None and held(home, config.name):
+        if turn.why is None and _overtaken(home, config.name):
             turn = schedule.Turn(turn.due, "another night of this model is running")
         reason = turn.why or f"missed; {run.name} runs for all"
         for other in others:
             if _waits(other):
                 client.set_flow_run_state(other.id, Cancelled(message=reason), force=True)
     return turn
+
+
+def _overtaken(home: Home, name: str) -> bool:
+    """Whether another night of the model runs. Who holds the model without one cleans it: that is waited for."""
+    end = time.monotonic() + PATIENCE
+    while held(home, name):
+        if any(record["state"] == "running" for record in night_records(home, name)) or time.monotonic() > end:
+            return True
+        time.sleep(1)
+    return False
 
 
 def thin_backlog(client: SyncPrefectClient, deployment: UUID) -> int:

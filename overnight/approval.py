@@ -18,6 +18,7 @@ from typing import Any, cast
 from overnight.errors import Complaint, UserError
 from overnight.home import Home
 from overnight.nights import Night, next_steps, night_records
+from overnight.notify import announce_answer
 from overnight.progress import emit
 from overnight.report import night_markdown, write_report
 from overnight.tracking import ledger, registry
@@ -146,13 +147,15 @@ def _late(record: Mapping[str, Any] | None) -> str | None:
 
 
 def _follow(home: Home, record: dict[str, Any], answer: Entry) -> None:
-    """Writes the answer into the record of the night, its page and its run in MLflow."""
+    """Writes the answer into the record of the night, its page and its run in MLflow; tells those who want to know."""
     promoted, folder = answer.action == "promote", home.nights / record["id"]
     said = f"{'approved' if promoted else 'refused'} by {answer.who}: {answer.reason}"
     facts = {"state": "promoted" if promoted else "kept", "why": answer.reason if answer.who == OURSELVES else said}
-    Night(folder, record).update(**facts, next=next_steps(record | facts))
+    night = Night(folder, record)
+    night.update(**facts, next=next_steps(record | facts))
     try:
         page = write_report(cast(Any, record), folder)
         retell_night(home, record, night_markdown(cast(Any, record)), {page: "report", folder / "night.json": "report"})
     except Exception as error:
         emit(warning=f"the report of {record['id']} could not be drawn again: {type(error).__name__}: {error}")
+    announce_answer(night)

@@ -5,7 +5,7 @@
     DIR/artifacts/…        the objects of MLflow's bucket
     DIR/manifest.json      written last: every file with its size and SHA-256
 
-No night may run meanwhile; the models are held. What is made again by itself is left out.
+No night may run meanwhile; one that comes waits. What is made again by itself is left out.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 from overnight.errors import Complaint, NightFailed, UserError
 from overnight.home import Home, Stores, redact, write_json
-from overnight.nights import night_records, one_night_at_a_time
+from overnight.nights import night_records, no_night
 from overnight.stores import Bucket, Database
 from overnight.tracking import registry
 
 MANIFEST = "manifest.json"
-MADE_AGAIN = ("data", "models", "validations", "smoke", "locks", ".restoring")
+MADE_AGAIN = ("data", "models", "validations", "smoke", "locks", ".restoring", ".replaced")
 """Folders of the home that are left out: caches, locks, which belong to living processes, a restore that was killed."""
 SQLITE = b"SQLite format 3\0"
 
@@ -107,13 +107,15 @@ def shared_stores(home: Home, stores: Stores, home_only: bool) -> tuple[dict[str
 
 @contextmanager
 def _quiet(home: Home) -> Iterator[None]:
-    """Holds every model, so that no night runs and no alias moves while files are copied."""
+    """Lets nights wait, and nobody move an alias, while files are copied."""
     names = {str(record["model"]) for record in night_records(home)}
     names |= {path.stem for path in (home.root / "ledger").glob("*.jsonl")}
     with ExitStack() as stack:
+        if not stack.enter_context(no_night(home)):  # not by holding the models: scheduled nights would do nothing
+            raise UserError(
+                Complaint(str(home.root), "a night, a cleaning or another backup runs; try again afterwards")
+            )
         for name in sorted(names):
-            home.folder("locks")
-            stack.enter_context(one_night_at_a_time(home, name))
             stack.enter_context(registry.one_writer(home, name))
         yield
 
@@ -143,6 +145,7 @@ def _check_folder(home: Home, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # databases hold what not everybody may read
         if any(folder.iterdir()):
             raise UserError(Complaint(str(folder), "must be empty; each backup has a folder of its own"))
+        folder.chmod(0o700)  # also one that was there
     except OSError as error:
         raise UserError(Complaint(str(folder), "must be a folder that can be written", error.strerror)) from None
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from overnight.approval import settle
 from overnight.home import Home, write_json
-from overnight.nights import Night, night_records
+from overnight.nights import KILLED, Night, night_records
 from overnight.processes import RESULT
 from overnight.scoring import smoke_in_child
 from overnight.tracking import ledger, registry, runs, store
@@ -31,9 +31,7 @@ def heal(home: Home, name: str) -> list[str]:
     records = night_records(home, name)
     for record in records:
         if record["state"] == "running":
-            Night(home.nights / record["id"], record).update(
-                state="interrupted", why="its process ended without a word"
-            )
+            Night(home.nights / record["id"], record).update(state="interrupted", why=KILLED)
             done.append(f"night {record['id']} had no process: marked as interrupted")
     store.prepare(home)
     experiment_id = store.experiment(home, name)

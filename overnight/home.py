@@ -30,6 +30,8 @@ class Home:
     """Optuna storage: $OVERNIGHT_STUDY_STORAGE, else the path of a journal file under the home."""
     prefect_api: str | None
     """Shared Prefect server: $PREFECT_API_URL; None: a server of the home's own."""
+    mlflow_pages: str | None = None
+    """Where a browser finds the shared MLflow server: $OVERNIGHT_MLFLOW_PAGES; None: where its clients do."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Home:
@@ -50,7 +52,8 @@ class Home:
                 )
             )
         storage = environ.get("OVERNIGHT_STUDY_STORAGE") or str(root / "optuna" / "studies.journal")
-        return cls(root, tracking, storage, environ.get("PREFECT_API_URL") or None)
+        pages = environ.get("OVERNIGHT_MLFLOW_PAGES", "").rstrip("/") or None
+        return cls(root, tracking, storage, environ.get("PREFECT_API_URL") or None, pages)
 
     @property
     def embedded_tracking(self) -> bool:

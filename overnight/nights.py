@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # what a night's `state` can be: the first three may be continued, the others are its end
 UNFINISHED = ("running", "failed", "interrupted")
 DECIDED = ("promoted", "kept", "waiting")
+KILLED = "its process ended without a word"
+"""Why a night is `interrupted` that nobody interrupted."""
 RECORD = "night.json"
 EVERY = ".every"
 """The lock that the nights of all models share; no model's name begins with a dot."""
@@ -210,7 +212,7 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
 
 @contextmanager
 def no_night(home: Home) -> Iterator[bool]:
-    """Keeps nights from starting while the block runs, which must be short; False when one of any model is running."""
+    """Lets nights that would start wait until the block is over; False when one of any model is running."""
     with open(home.folder("locks") / EVERY, "a+") as every:
         try:
             fcntl.flock(every, fcntl.LOCK_EX | fcntl.LOCK_NB)

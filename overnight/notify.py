@@ -1,6 +1,7 @@
 """Tells people how a night ended, through Apprise: webhooks, chats, e-mail. It never costs a night.
 
     announce(config.notify, night)             # once for each end of a night
+    announce_untold(home, config)              # what a killed night did not get to
     send(["TEAM_CHAT"], "title", "body")       # {"TEAM_CHAT": None}, or why it did not arrive
 
 Addresses hold secrets: they are read from the environment at the last moment, and never written or shown.
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from overnight.config import Config, Notification, read_notify
 from overnight.errors import OvernightError
 from overnight.home import Home, redact
-from overnight.nights import DECIDED, Night, night_records
+from overnight.nights import KILLED, Night, next_steps, night_records
 from overnight.progress import emit
 from overnight.report.words import duration, headline, interval, metric_lines, point, took
 
@@ -43,27 +44,47 @@ REFUSED = "it was refused, or nobody answered"
 def announce(addresses: Sequence[Notification], night: Night) -> None:
     """Sends a night's end to the addresses that ask for it, once each; what does not arrive becomes a warning.
 
-    A night that is continued may end in another way than before: that is told too.
+    A night that is continued may end in another way than before, or be killed once more: that is told too.
     """
-    state, told = night.record["state"], night.record.get("notified", {})
-    due = [address.to_env for address in addresses if state in address.on and told.get(address.to_env) != state]
+    record, told = night.record, night.record.get("notified", {})
+    state = end = record["state"]
+    if record.get("why") == KILLED:
+        state, end = "failed", f"killed, continued {record.get('continued', 0)} times"
+        record = {**record, "state": state, "next": next_steps(record)}
+    due = [address.to_env for address in addresses if state in address.on and told.get(address.to_env) != end]
     if not due:
         return
-    warnings = _tell(due, night.record)
-    kept = [*night.record.get("warnings", []), *warnings]
+    warnings = _tell(due, record)
+    kept = [*record.get("warnings", []), *warnings]
     with suppress(OSError):
-        night.update(notified={**told, **dict.fromkeys(due, state)}, warnings=kept or None)
+        night.update(notified={**told, **dict.fromkeys(due, end)}, warnings=kept or None)
 
 
-def announce_skipped(home: Home, config: Config, record: Mapping[str, Any]) -> None:
-    """Sends that there was nothing to do; before it the last night's end, when a kill came between the two.
+def announce_untold(home: Home, config: Config) -> None:
+    """Sends what earlier nights did not get to: one that was killed, and an answer given where no address was set.
 
-    The caller holds the model.
+    The caller holds the model, and has healed it.
     """
-    decided = [one for one in night_records(home, config.name) if one["state"] in DECIDED]
-    # a night that began when nobody was to be told has no list of those who know
-    if decided and "notified" in decided[-1]:
-        announce(config.notify, Night(home.nights / decided[-1]["id"], decided[-1]))
+    records = night_records(home, config.name)
+    for record in records:
+        # a night that began when nobody was to be told has no list of those who know
+        told = record.get("notified")
+        if told is not None:  # an address that is new is told of the last night alone
+            due = [address for address in config.notify if record is records[-1] or address.to_env in told]
+            announce(due, Night(home.nights / record["id"], record))
+
+
+def announce_answer(night: Night) -> None:
+    """Sends what a person's word made of a night that waited, to those of its config whose addresses are set here.
+
+    That may be another shell than the one of the nights; those who are left hear it from the next night.
+    """
+    addresses = read_notify(night.folder / "config.json")  # JSON is YAML
+    announce([address for address in addresses if os.environ.get(address.to_env, "").strip()], night)
+
+
+def announce_skipped(config: Config, record: Mapping[str, Any]) -> None:
+    """Sends that there was nothing to do."""
     _tell([address.to_env for address in config.notify if "skipped" in address.on], record)
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from overnight.backup import MANIFEST, shared_stores
-from overnight.errors import Complaint, UserError
+from overnight.errors import Complaint, NightFailed, UserError
 from overnight.home import Home, Stores, read_json, write_json
-from overnight.nights import held
+from overnight.nights import held, no_night
 from overnight.services import server_process
 from overnight.stores import Bucket, Database
 from overnight.tracking import registry, store
 
-STAGING = ".restoring"
+STAGING, REPLACED = ".restoring", ".replaced"
+LOCKS = "locks"
+"""The folder of the home that stays: processes wait for what is in it."""
 
 
 def put_back(home: Home, stores: Stores, folder: Path, force: bool = False, home_only: bool = False) -> dict[str, Any]:
@@ -39,14 +41,15 @@ def put_back(home: Home, stores: Stores, folder: Path, force: bool = False, home
     databases, bucket = shared_stores(home, stores, home_only)
     if not home_only:
         _check_targets(home, manifest, databases, bucket)
-    _check_unused(home)
-    if not force:
-        _check_empty(home, databases, bucket)
-    for name, database in databases.items():
-        database.load(folder / "databases" / f"{name}.sql")
-    if bucket:
-        bucket.put(folder / "artifacts")
-    _place_home(home, folder / "home", Path(manifest["home"]))
+    with no_night(home) as alone:
+        _check_unused(home, alone)
+        if not force:
+            _check_empty(home, databases, bucket)
+        for name, database in databases.items():
+            database.load(folder / "databases" / f"{name}.sql")
+        if bucket:
+            bucket.put(folder / "artifacts")
+        _place_home(home, folder / "home", Path(manifest["home"]))
     return manifest
 
 
@@ -86,9 +89,11 @@ def _words(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 
 
-def _check_unused(home: Home) -> None:
+def _check_unused(home: Home, alone: bool) -> None:
     running = [path.stem for path in (home.root / "locks").glob("*.lock") if held(home, path.stem)]
     used = [Complaint(name, "a process holds this model; end it before a restore") for name in sorted(running)]
+    if not alone and not used:
+        used.append(Complaint(str(home.root), "a night, a cleaning or a backup runs; end it before a restore"))
     for name in ("prefect", "mlflow"):
         if server_process(home.root / name / "server.json"):
             used.append(Complaint(f"{name} server", "of this home runs; end the command that uses it before a restore"))
@@ -98,7 +103,7 @@ def _check_unused(home: Home) -> None:
 
 def _check_empty(home: Home, databases: dict[str, Database], bucket: Bucket | None) -> None:
     full = []
-    if home.root.exists() and any(home.root.iterdir()):
+    if any(path.name != LOCKS for path in home.root.iterdir()):
         full.append(str(home.root))
     full += [database.where for database in databases.values() if not database.empty()]
     if bucket and next(bucket.keys(), None) is not None:
@@ -108,9 +113,9 @@ def _check_empty(home: Home, databases: dict[str, Database], bucket: Bucket | No
 
 
 def _place_home(home: Home, source: Path, was: Path) -> None:
-    """Copied beside its place and told where it now lies, then moved there whole.
+    """Copied beside its place and told where it now lies; then the old is moved aside and the new into its place.
 
-    Inside of the home, which may be the mount point of a volume.
+    Inside of the home, which may be the mount point of a volume. Nothing is deleted before all is in its place.
     """
     staging = home.folder() / STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -126,16 +131,26 @@ def _place_home(home: Home, source: Path, was: Path) -> None:
             facts = read_json(path)
             if facts is not None:
                 write_json(path, _relocated(facts, str(was), str(home.root)))
-    for old in home.root.iterdir():
-        if old == staging:
-            continue
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    for new in staging.iterdir():
-        new.rename(home.root / new.name)
+    replaced = home.root / REPLACED
+    shutil.rmtree(replaced, ignore_errors=True)
+    replaced.mkdir()
+    kept = (STAGING, REPLACED, LOCKS)
+    moves = [(old, replaced / old.name) for old in home.root.iterdir() if old.name not in kept]
+    moves += [(new, home.root / new.name) for new in staging.iterdir()]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for move in moves:
+            move[0].rename(move[1])
+            done.append(move)
+    except OSError as error:
+        for was, now in reversed(done):
+            now.rename(was)
+        shutil.rmtree(staging)
+        replaced.rmdir()
+        rule = "cannot be moved, so the home stays as it was"
+        raise NightFailed(Complaint(str(error.filename), rule, error.strerror)) from None
     staging.rmdir()
+    shutil.rmtree(replaced)
 
 
 def _relocated(facts: Any, was: str, now: str) -> Any:

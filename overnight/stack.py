@@ -16,15 +16,20 @@ HEAD = """\
 SETTINGS = """\
 
 # What may be set besides; these are the defaults.
-# names by which browsers call the servers, behind a proxy with TLS
+# names by which browsers call the servers, behind a proxy with TLS; links in reports and notifications begin with them
 #MLFLOW_PUBLIC_HOST=mlflow.example.com
+#MLFLOW_PUBLIC_URL=https://mlflow.example.com
 #PREFECT_PUBLIC_URL=https://prefect.example.com
-# the model that the service answers with
+# the model that the service answers with, and whether it writes a line a text, without the text, for the monitor
 #OVERNIGHT_SERVE=sentiment
+#OVERNIGHT_LOG_SCORES=true
 # folders of this machine: data that configs name as data/…, and where backups are written
 #OVERNIGHT_DATA=../data
 #OVERNIGHT_BACKUPS=./backups
 #OVERNIGHT_WORKER_MEMORY=16g
+
+# Addresses of notifications are secrets too. They go into worker.env beside this file, by the names that configs call
+# them, as TEAM_CHAT=https://hooks.slack.com/services/…
 """
 
 PASSWORDS = {

@@ -151,10 +151,11 @@ class Bucket:
         except ClientError:
             self._do(self._client.create_bucket, Bucket=self._name)
         wanted = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        for key in [key for key in self.keys() if key not in wanted]:
-            self._do(self._client.delete_object, Bucket=self._name, Key=self._full(key))
+        # nothing is deleted before all is there
         for key, path in wanted.items():
             self._do(self._client.upload_file, str(path), self._name, self._full(key))
+        for key in [key for key in self.keys() if key not in wanted]:
+            self._do(self._client.delete_object, Bucket=self._name, Key=self._full(key))
 
     def _full(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key

@@ -26,7 +26,7 @@ from overnight.nights import night_records
 from overnight.progress import emit
 from overnight.report import night_markdown
 from overnight.scoring import smoke_in_child
-from overnight.tracking import ledger
+from overnight.tracking import ledger, registry, store
 from overnight.tracking.ledger import Entry
 from tasks.model import AWAY, server_away
 
@@ -107,6 +107,29 @@ def resolve(home: Home, name: str) -> list[Entry]:
     return approval.open_questions(entries)
 
 
+@task(name="look", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
+def look(home: Home, name: str, question: str) -> tuple[Entry, Entry | None]:
+    """Closes the questions that have become moot; returns the one of this id, and its answer so far.
+
+    Raises:
+        UserError: this installation's ledger has no such entry.
+    """
+    store.prepare(home)
+    approval.settle(home, name)
+    entries = ledger.read(home, name)
+    for entry in entries:
+        if entry.id == question:
+            return entry, approval.answer_to(entries, entry)
+    raise UserError(Complaint(name, f"the ledger of {home.root} has no entry of this id", question))
+
+
+@task(name="newer", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
+def newer_candidate(home: Home, question: Entry) -> int | None:
+    """The newest candidate where that is another version than the one asked about."""
+    newest = registry.by_alias(home, question.name, registry.CANDIDATE)
+    return None if newest is None or newest.number == question.to_version else newest.number
+
+
 @task(name="answer", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
 def answer(home: Home, question: Entry, approved: bool, reason: str, who: str) -> Entry:
     """Does what a person said, unless somebody else was quicker; retried, since a server may be away for minutes."""
@@ -115,17 +138,10 @@ def answer(home: Home, question: Entry, approved: bool, reason: str, who: str) -
     return approval.approve(home, question, reason=reason, smoke=lambda model: smoke_in_child(home, model), who=who)
 
 
-def find_question(home: Home, name: str, question: str) -> tuple[Entry, Entry | None]:
-    """The entry of this id, and its answer so far.
-
-    Raises:
-        UserError: this installation's ledger has no such entry.
-    """
-    entries = ledger.read(home, name)
-    for entry in entries:
-        if entry.id == question:
-            return entry, approval.answer_to(entries, entry)
-    raise UserError(Complaint(name, f"the ledger of {home.root} has no entry of this id", question))
+@task(name="follow", cache_policy=NO_CACHE, retries=5, retry_delay_seconds=AWAY, retry_condition_fn=server_away)
+def follow(home: Home, name: str) -> None:
+    """Lets the nights' records follow what was answered."""
+    approval.settle(home, name)
 
 
 def question_markdown(home: Home, question: Entry, until: datetime) -> str:

@@ -44,7 +44,7 @@ def _links(home: Home, record: Mapping[str, Any], page: Path, experiment_id: str
     """Where the night is told: the page, and MLflow's pages where they are served."""
     name, number = str(record["model"]), (record.get("candidate") or {}).get("version")
     link("report-page", page.as_uri(), "report.html", "The morning report, on the machine of the night")
-    served = mlflow_pages(home)
+    served = home.mlflow_pages or mlflow_pages(home)  # a browser may know the server by another address
     if served is None:
         return
     run = pages_of(experiment_id, run_id)["run"]

@@ -10,7 +10,9 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,9 @@ from overnight.services import set_quiet_environment
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 set_quiet_environment()
+
+SECRET = "s3cr3t"
+"""Stands in the addresses of `Hooks`."""
 
 WORDS = {
     "good": "great lovely happy wonderful excellent friendly superb enjoyed delightful perfect".split(),
@@ -74,6 +79,34 @@ def save_tiny_model(folder: Path, texts: list[str]) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+class Hooks(ThreadingHTTPServer):
+    """Records what is posted; /500 answers so, /hang answers when the test is over."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Hook)
+        self.got: list[tuple[str, dict]] = []
+        self.over = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def address(self, path: str, scheme: str = "json") -> str:
+        return f"{scheme}://127.0.0.1:{self.server_address[1]}/{path}/{SECRET}"
+
+    def at(self, path: str) -> list[dict]:
+        return [body for where, body in self.got if where.startswith(f"/{path}/")]
+
+
+class Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.got.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        if "hang" in self.path:
+            self.server.over.wait()
+        self.send_response(500 if "500" in self.path else 200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
 
 
 class Command:
@@ -230,3 +263,12 @@ def prefect_api(tmp_path_factory):
             if value is not None:
                 os.environ[name] = value
         yield api
+
+
+@pytest.fixture
+def hooks():
+    server = Hooks()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
@@ -58,11 +61,11 @@ def home(three_versions, tmp_path, monkeypatch) -> Home:
     return Home.from_environment()
 
 
-def waits(home: Home, number: int, champion: int | None = 1) -> Night:
+def waits(home: Home, number: int, champion: int | None = 1, config: Config = CONFIG) -> Night:
     """A night that leaves a version waiting, as the flow does it."""
     from tasks.model import promote
 
-    night = begin_night(home, CONFIG, f"data-{number}", forced=False)
+    night = begin_night(home, config, f"data-{number}", forced=False)
     with night:
         registry.set_alias(home, NAME, registry.CANDIDATE, number)
         compared = {"version": champion} if champion else None
@@ -263,6 +266,44 @@ def test_what_a_person_sees(home, pages, prefect_api):
     assert "the champion stays" in text
     artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()
     assert any(a["key"] == f"approval-{NAME}" and a["flow_run_id"] == run for a in artifacts)
+
+
+@pytest.mark.parametrize("given", [YES, NO])
+def test_mlflow_is_away_when_the_answer_comes(home, pages, given):
+    """Its database is in the middle of a change for some seconds: the answer is kept, and holds afterwards."""
+    night = waits(home, 2)
+    pages.ask()
+    pages.work()
+    pages.answer(given)
+
+    def rename(was: str, now: str) -> None:
+        with closing(sqlite3.connect(home.mlflow / "mlflow.db", timeout=30)) as database:
+            database.execute(f"alter table {was} rename to {now}")
+
+    rename("registered_model_aliases", "elsewhere")
+    back = threading.Timer(2.0, rename, ("elsewhere", "registered_model_aliases"))
+    back.start()
+    state = pages.work()
+    back.join()
+    assert state.is_completed(), state.message
+    assert champion(home) == (2 if given["approve"] else 1)
+    assert last(home)[2:] == (given["who"], given["reason"]) and record(night)["state"] != "waiting"
+
+
+def test_the_team_hears_of_a_yes(home, pages, hooks, monkeypatch):
+    """As soon as it is followed, once; a team whose server is broken costs no answer."""
+    monkeypatch.setenv("TEAM", hooks.address("json"))
+    monkeypatch.setenv("BROKEN", hooks.address("500"))
+    told = {"notify": [{"to_env": "TEAM"}, {"to_env": "BROKEN"}]}
+    waits(home, 2, config=Config.model_validate(CONFIG.model_dump() | told))
+    pages.ask()
+    pages.work()
+    pages.answer(YES)
+    assert pages.work().is_completed() and champion(home) == 2
+    approval.settle(home, NAME)
+    (body,) = hooks.at("json")
+    assert body["title"] == f"{NAME} promoted: Version 2 is the new champion"
+    assert "approved by ana: looks right" in body["message"]
 
 
 def test_refused_in_the_pages(home, pages):

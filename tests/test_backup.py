@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -15,7 +17,7 @@ from overnight.backup import back_up
 from overnight.cli import run
 from overnight.errors import NightFailed, UserError
 from overnight.home import Home, Stores, write_json
-from overnight.nights import one_night_at_a_time
+from overnight.nights import held, no_night, one_night_at_a_time
 from overnight.restore import put_back
 from overnight.tracking import ledger, registry, runs, store
 
@@ -157,15 +159,68 @@ def test_what_is_there_is_replaced_only_by_force(home, tmp_path):
     assert registry.champion(home, NAME).number == 1
 
 
+def test_a_restore_that_fails_leaves_the_home_as_it_was(home, tmp_path):
+    """Something cannot be moved into its place, here since that is taken: all that was moved goes back."""
+    back_up(home, NOWHERE, tmp_path / "backup")
+    (home.nights / "later").mkdir()
+    write_json(tmp_path / "backup" / "home" / ".replaced" / "in-the-way.json", {})
+    before = sorted(home.root.rglob("*"))
+    with pytest.raises(NightFailed, match="the home stays as it was"):
+        put_back(home, NOWHERE, tmp_path / "backup", force=True)
+    assert sorted(home.root.rglob("*")) == before
+
+
+def test_a_restore_waits_for_no_backup(home, tmp_path):
+    """What is being copied is not taken away."""
+    back_up(home, NOWHERE, tmp_path / "backup")
+    with no_night(home), pytest.raises(UserError, match="a night, a cleaning or a backup runs"):
+        put_back(home, NOWHERE, tmp_path / "backup", force=True)
+
+
 def test_a_running_night_is_left_alone(home, tmp_path):
     """Neither is it copied half-way nor is its home taken from under it, also with --force."""
     back_up(home, NOWHERE, tmp_path / "backup")
     with one_night_at_a_time(home, NAME):
-        with pytest.raises(UserError, match="another night of this model is running"):
+        with pytest.raises(UserError, match="a night, a cleaning or another backup runs"):
             back_up(home, NOWHERE, tmp_path / "second")
         with pytest.raises(UserError, match="a process holds this model"):
             put_back(home, NOWHERE, tmp_path / "backup", force=True)
     assert not (tmp_path / "second" / "manifest.json").exists()
+
+
+def test_a_night_waits_for_a_backup(home, tmp_path):
+    """Its model is not held meanwhile: a scheduled night that found it so would do nothing."""
+    begun: list[bool] = []
+
+    def night() -> None:
+        with one_night_at_a_time(home, NAME):
+            begun.append((tmp_path / "backup" / "home" / "ledger").exists())
+
+    def alone() -> bool:
+        with no_night(home) as found:
+            return found
+
+    threads = [Thread(target=back_up, args=(home, NOWHERE, tmp_path / "backup")), Thread(target=night)]
+    with registry.one_writer(home, NAME):  # the backup waits for whoever moves an alias
+        threads[0].start()
+        end = time.monotonic() + 60
+        while alone():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert not held(home, NAME)
+        threads[1].start()
+        threads[1].join(0.5)
+        assert threads[1].is_alive() and not begun
+    for thread in threads:
+        thread.join(60)
+    assert begun == [True] and (tmp_path / "backup" / "manifest.json").exists()
+
+
+def test_a_folder_that_was_there_is_closed(home, tmp_path):
+    """Whoever made it for the backup may have left it open to everybody."""
+    (tmp_path / "backup").mkdir(mode=0o755)
+    back_up(home, NOWHERE, tmp_path / "backup")
+    assert os.stat(tmp_path / "backup").st_mode & 0o077 == 0
 
 
 def test_where_a_backup_may_go(home, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
@@ -115,6 +118,35 @@ def test_a_lost_schedule_takes_its_deployment_along(project, deployed, prefect_a
     assert "overnight: other drifted" not in held(prefect_api, "automations")
     assert set(held(prefect_api, "deployments")) >= {"tiny", "elsewhere"}
     assert "other" not in held(prefect_api, "deployments")
+
+
+def test_a_second_machine_has_a_pool_of_its_own(project, deployed, prefect_api, tmp_path):
+    """Another folder of the same path, as in containers: its deployments are in its pool, and those of ours stay ours.
+
+    Nothing but the pool tells the two apart.
+    """
+    configs = schedule(project, "tiny", "0 2 * * *").parent
+    deploy(project)
+    configs.rename(tmp_path / "first")
+    try:
+        facts = yaml.safe_load((tmp_path / "first" / "tiny.yaml").read_text()) | {"promotion": {"mode": "manual"}}
+        schedule(project, "theirs", "0 3 * * *", facts)
+        again = ("--pool", "second", "--file", str(tmp_path / "prefect.yaml"))
+        assert deploy(project, *again)["theirs"] == "created"
+        for flow, pool in (("retrain", "overnight"), ("approve", None)):
+            found = held(prefect_api, "deployments", flows={"name": {"any_": [flow]}})
+            assert found["theirs"]["work_pool_name"] == "second"
+            assert found.get("tiny", {}).get("work_pool_name") == pool
+        assert held(prefect_api, "work_pools")["second"]["type"] == "process"
+        assert set(deploy(project, *again).values()) == {"unchanged"}
+        written = yaml.safe_load((tmp_path / "prefect.yaml").read_text())["deployments"]
+        assert {definition["work_pool"]["name"] for definition in written} == {"second"}
+        (configs / "theirs.yaml").rename(tmp_path / "theirs.yaml")
+        assert deploy(project, *again)["theirs"] == "removed"
+        assert "tiny" in held(prefect_api, "deployments")
+    finally:
+        shutil.rmtree(configs)
+        (tmp_path / "first").rename(configs)
 
 
 def test_mistakes_are_told(project, deployed):
@@ -336,6 +368,27 @@ def test_the_newest_of_a_backlog_is_left(quarters, prefect_api, inside):
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) >= len(waiting) - 1 > 0
         assert thin_backlog(client, UUID(quarters[0]["deployment_id"])) == 0
     assert state(prefect_api, waiting[0])[0] == "CANCELLED"
+
+
+def test_a_night_waits_for_its_model_to_be_cleaned(project, quarters, inside):
+    """Who holds it without a night gives it back in minutes; another night keeps it, and then this one does nothing."""
+    from flows.turns import take_turn
+    from overnight.config import load_config
+    from overnight.home import Home
+    from overnight.nights import begin_night, one_night_at_a_time
+
+    home = Home.from_environment({"OVERNIGHT_HOME": str(project.home)})
+    config = load_config(project.folder / "configs" / "quarters.yaml")
+    inside(quarters[-1], datetime.fromisoformat(quarters[-1]["expected_start_time"]) + timedelta(seconds=1))
+    with ExitStack() as cleaning:
+        cleaning.enter_context(one_night_at_a_time(home, "quarters"))
+        Timer(2.0, cleaning.close).start()
+        begun = time.monotonic()
+        assert take_turn(home, config).why is None
+        assert time.monotonic() - begun > 1.9
+    with one_night_at_a_time(home, "quarters"):
+        begin_night(home, config, "f", forced=False)
+        assert take_turn(home, config).why == "another night of this model is running"
 
 
 def test_what_asks_a_person_is_deployed_too(project, deployed, prefect_api):

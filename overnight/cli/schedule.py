@@ -26,6 +26,9 @@ Configs = Annotated[
 @app.command()
 def deploy(
     configs: Configs = None,
+    pool: Annotated[
+        str, typer.Option("--pool", metavar="NAME", help="Work pool whose worker runs the nights.")
+    ] = "overnight",
     check: Annotated[bool, typer.Option("--check", help="Say what would change; change nothing.")] = False,
     file: Annotated[Path, typer.Option("--file", metavar="PATH", help="The file to write.")] = Path("prefect.yaml"),
     no_file: Annotated[bool, typer.Option("--no-file", help="Write no file.")] = False,
@@ -39,9 +42,9 @@ def deploy(
         from flows.deployments import Change, prefect_yaml
         from flows.deployments import deploy as apply
 
-        text = None if no_file else prefect_yaml(chosen)
+        text = None if no_file else prefect_yaml(chosen, pool)
         before = _written_before(file) if text else None
-        changes = apply(home, chosen, Path.cwd(), complete=not configs, check=check)
+        changes = apply(home, chosen, Path.cwd(), complete=not configs, pool=pool, check=check)
         if text:
             kind = "unchanged" if text == before else "created" if before is None else "updated"
             if kind != "unchanged" and not check:

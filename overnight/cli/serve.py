@@ -29,7 +29,12 @@ def serve(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of the texts that the candidate is asked too.")
     ] = Options.shadow,
     log_scores: Annotated[
-        bool, typer.Option("--log-scores", help="Write a line a text under scored/ in the home, without the text.")
+        bool,
+        typer.Option(
+            "--log-scores",
+            envvar="OVERNIGHT_LOG_SCORES",
+            help="Write a line a text under scored/ in the home, without the text.",
+        ),
     ] = False,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write these lines with the texts.")] = False,
     max_batch: Annotated[
