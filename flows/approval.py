@@ -8,6 +8,7 @@ nothing is held for hours. A second run comes when the time is over. Answers fro
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count
 
 from prefect import flow
@@ -18,7 +19,8 @@ from pydantic import Field
 
 from overnight import approval
 from overnight.home import Home
-from overnight.tracking import registry, store
+from overnight.scoring import smoke_in_child
+from overnight.tracking import ledger, registry, store
 from overnight.tracking.ledger import Entry
 from tasks.approval import answer, find_question, question_markdown, resolve, said
 from tasks.artifacts import markdown
@@ -44,10 +46,11 @@ def approve(model: str, version: int, question: str, hours: float, last_call: bo
     """
     home = Home.from_environment()
     store.prepare(home)
+    ledger.observe(home, model, smoke=partial(smoke_in_child, home))  # it may be the champion by other means
     approval.settle(home, model)
     asked, answered = find_question(home, model, question)
     if answered is None and last_call:
-        answered = approval.refuse(home, asked, reason=approval.nobody(hours), who=approval.OURSELVES)
+        answered = approval.refuse(home, asked, reason=approval.nobody(hours), who=ledger.OURSELVES)
     answered = answered or ask(home, asked, hours)
     approval.settle(home, model)
     resolve(home, model)

@@ -140,12 +140,12 @@ def question_markdown(home: Home, question: Entry, until: datetime) -> str:
 
 def said(answer: Entry) -> str:
     """An answer as the page of its run shows it."""
-    what = f"version {answer.to_version} {'was promoted' if answer.action == 'promote' else 'was kept out'}"
+    what = f"version {answer.to_version} {'was promoted' if approval.said_yes(answer) else 'was kept out'}"
     return f"{what} by {answer.who}: {answer.reason}"
 
 
 def _ended(answer: Entry, closing: bool) -> State:
-    nobody = closing or answer.who == approval.OURSELVES
+    nobody = closing or answer.who == ledger.OURSELVES
     return Cancelled(message=said(answer)) if nobody else Completed(message=said(answer))
 
 
