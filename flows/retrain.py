@@ -19,6 +19,7 @@ from prefect.states import Cancelled
 
 from flows.decision import reach_decision
 from flows.turns import take_turn
+from flows.worker import end_with_worker
 from overnight import monitor, problems
 from overnight.config import load_config
 from overnight.home import Home
@@ -53,6 +54,8 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         NightFailed: the night could not finish.
     """
     set_quiet_environment()  # a worker may not have
+    if deployment.id:
+        end_with_worker()
     home = Home.from_environment()
     stages: dict[str, float] = {}
     with ExitStack() as stack:

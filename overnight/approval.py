@@ -1,7 +1,7 @@
 """A version that waits for a person: the question, its answer, and the record of the night that asked.
 
 The ledger holds all of it, wherever the answer is given. The entry of a night whose gate says `wait` is the question;
-the next `promote` or `refuse` of that version is its answer. Nights' records follow the ledger.
+the next one that makes the version the champion, or refuses it, is its answer. Nights' records follow the ledger.
 
     question = waiting(home, "sentiment", 7)
     refuse(home, question, reason="wrong on weekend chats")
@@ -22,17 +22,19 @@ from overnight.notify import announce_answer
 from overnight.progress import emit
 from overnight.report import night_markdown, write_report
 from overnight.tracking import ledger, registry
-from overnight.tracking.ledger import Entry
+from overnight.tracking.ledger import MOVES, OURSELVES, Entry
 from overnight.tracking.night import retell_night
-
-OURSELVES = "overnight"
-"""Who closes a question that nobody has answered."""
 
 
 def answer_to(entries: Sequence[Entry], question: Entry) -> Entry | None:
     """The entry that answers a question; None while it is open."""
     later = [e for e in entries if e.n > question.n and e.to_version == question.to_version]
-    return next((e for e in later if e.action in ("promote", "refuse")), None)
+    return next((e for e in later if e.action in (*MOVES, "refuse")), None)
+
+
+def said_yes(answer: Entry) -> bool:
+    """Whether the version became the champion, also when that was by other means than a promotion."""
+    return answer.action in MOVES
 
 
 def open_questions(entries: Sequence[Entry]) -> list[Entry]:
@@ -103,7 +105,8 @@ def nobody(hours: float) -> str:
 def settle(home: Home, name: str, *, overdue: bool = False) -> list[str]:
     """Closes the questions that have become moot, and lets the nights' records follow the ledger.
 
-    A question is moot when a newer version waits, or when the champion is another than the one of its comparison.
+    A question is moot when a newer version waits, or when the champion is another than the one of its comparison. When
+    the champion is the very version that waits, the ledger does not know yet, and `ledger.observe` gives the answer.
 
     Args:
         overdue: closes those too whose time is over; not while an answer may be on its way.
@@ -120,6 +123,8 @@ def settle(home: Home, name: str, *, overdue: bool = False) -> list[str]:
         champion = registry.champion(home, name) if questions else None
         number = champion.number if champion else None
         for question in questions:
+            if question.to_version == number:
+                continue
             why = _moot(question, questions[-1], number) or (_late(records.get(question.night)) if overdue else None)
             if why:
                 refuse(home, question, reason=why, who=OURSELVES)
@@ -148,7 +153,7 @@ def _late(record: Mapping[str, Any] | None) -> str | None:
 
 def _follow(home: Home, record: dict[str, Any], answer: Entry) -> None:
     """Writes the answer into the record of the night, its page and its run in MLflow; tells those who want to know."""
-    promoted, folder = answer.action == "promote", home.nights / record["id"]
+    promoted, folder = said_yes(answer), home.nights / record["id"]
     said = f"{'approved' if promoted else 'refused'} by {answer.who}: {answer.reason}"
     facts = {"state": "promoted" if promoted else "kept", "why": answer.reason if answer.who == OURSELVES else said}
     night = Night(folder, record)

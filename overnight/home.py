@@ -7,14 +7,16 @@ The environment is read here and nowhere else, and only when asked to.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from overnight.errors import Complaint, UserError
 
@@ -153,3 +155,20 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def take_lock(file: IO[str], seconds: float = 1.0) -> bool:
+    """Takes the lock of an open file until the file is closed; False when another process keeps it.
+
+    Waits a second: who only looks whether the lock is held, holds it for that moment.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

@@ -25,7 +25,7 @@ import psutil
 
 from overnight.config import Config, config_hash
 from overnight.errors import Complaint, DataRefused, UserError, nearest
-from overnight.home import Home, read_json, write_json
+from overnight.home import Home, read_json, take_lock, write_json
 from overnight.progress import emit
 
 if TYPE_CHECKING:
@@ -196,13 +196,11 @@ def one_night_at_a_time(home: Home, name: str) -> Iterator[None]:
     """
     path = home.folder("locks") / f"{re.sub(r'[^a-z0-9_-]', '_', name)}.lock"
     with open(path, "a+") as lock, open(path.with_name(EVERY), "a+") as every:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not take_lock(lock):
             lock.seek(0)
             raise UserError(
                 Complaint(name, "another night of this model is running", f"process {lock.read().strip() or '?'}")
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from zoneinfo import ZoneInfo
 
 from overnight.config.operations import Schedule
@@ -40,16 +41,18 @@ def upcoming(schedule: Schedule, moment: datetime, count: int = 1) -> list[datet
     from cronsim import CronSim
 
     times = CronSim(schedule.cron, moment.astimezone(ZoneInfo(schedule.timezone)))
-    return [next(times) for _ in range(count)]
+    # going by the clock, it also names a time of the first round of an hour that comes twice
+    return list(islice((time for time in times if time.timestamp() > moment.timestamp()), count))
 
 
 def latest(schedule: Schedule, moment: datetime) -> datetime:
     """The newest time that is not after `moment`, in the schedule's zone."""
     from cronsim import CronSim
 
-    # backwards, the walk starts before the minute that it is given
-    after = moment.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    return next(CronSim(schedule.cron, after.astimezone(ZoneInfo(schedule.timezone)), reverse=True))
+    # from behind the hour that comes twice: from within, it would miss a time of its first round
+    after = moment.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(hours=2)
+    times = CronSim(schedule.cron, after.astimezone(ZoneInfo(schedule.timezone)), reverse=True)
+    return next(time for time in times if time.timestamp() <= moment.timestamp())
 
 
 def patience(schedule: Schedule, due: datetime, needed: timedelta = timedelta()) -> timedelta:
@@ -59,7 +62,7 @@ def patience(schedule: Schedule, due: datetime, needed: timedelta = timedelta())
     next time, after which the next night is the nearer one.
     """
     if schedule.deadline_minutes is None:
-        return (upcoming(schedule, due)[0] - due) / 2
+        return (upcoming(schedule, due)[0].astimezone(UTC) - due.astimezone(UTC)) / 2
     deadline = timedelta(minutes=schedule.deadline_minutes)
     return max(deadline - needed - LEAST, deadline / 2)
 
@@ -79,13 +82,15 @@ def decide(
         started: when the other nights of this schedule that ran, or run, were started.
         needed: what last night's stages took, the search aside.
     """
-    due = max(scheduled.astimezone(ZoneInfo(schedule.timezone)), latest(schedule, now))
+    # two times of one zone are compared and subtracted by what its clock says: wrong where it is turned
+    now = now.astimezone(UTC)
+    due = max(scheduled.astimezone(ZoneInfo(schedule.timezone)), latest(schedule, now), key=datetime.timestamp)
     deadline = None if schedule.deadline_minutes is None else timedelta(minutes=schedule.deadline_minutes)
     other = max((start for start in started if start >= due), default=None)
     if other is not None:
         return Turn(due, f"the night of {_said(due)} was started at {_said(other.astimezone(due.tzinfo))} already")
     if now - due <= patience(schedule, due, needed):
-        return Turn(due, until=due + deadline if deadline else None)
+        return Turn(due, until=due.astimezone(UTC) + deadline if deadline else None)
     if schedule.missed == "skip":
         following = _said(upcoming(schedule, now)[0])
         return Turn(due, f"missed: due at {_said(due)}, could start only now; the next one is at {following}")

@@ -261,7 +261,10 @@ def start_server(
     facts: dict[str, Any],
     meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
-    """Starts a server in a session of its own and waits until `health` answers; `record` is written last."""
+    """Starts a server in a session of its own and waits until `health` answers.
+
+    `record` is written first, so that the next command finds the server of a process that was killed while waiting.
+    """
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
@@ -272,14 +275,15 @@ def start_server(
             start_new_session=True,
         )
     try:
-        meanwhile()
-        _await_health(health, process, log, START_SECONDS)
         created = psutil.Process(process.pid).create_time()
         write_json(record, {"pid": process.pid, "created": created, "health": health, **facts})
+        meanwhile()
+        _await_health(health, process, log, START_SECONDS)
     except BaseException:
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        record.unlink(missing_ok=True)
         raise
 
 

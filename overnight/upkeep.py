@@ -17,10 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from overnight.errors import Complaint, UserError
-from overnight.home import Home, read_json, write_json
+from overnight.home import Home, read_json, take_lock, write_json
 
 RECORD = "up.json"
 STEADY = 600.0
@@ -37,11 +35,8 @@ def holding(home: Home, **facts: Any) -> Iterator[Callable[..., None]]:
         UserError: when another process holds it, saying which and since when.
     """
     with open(home.folder() / "up.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        while not take_lock(lock):
             refuse_second(home)
-            raise
         record = {"pid": os.getpid(), "since": time.time(), "ready": False, **facts}
 
         def tell(**more: Any) -> None:
@@ -94,37 +89,34 @@ class Worker:
         self._command, self._log, self._environment = list(command), log, dict(environment)
         self._deaths = 0
         self._again = 0.0
-        self._left: list[psutil.Process] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._begun = 0.0
-        self.start()
+        self._start()
 
     def tend(self) -> str | None:
-        """Starts the worker again when it died, with growing pauses; returns what there is to say."""
+        """Starts the worker again when it died or was ended, with growing pauses; returns what there is to say."""
         if self._process is None:
             if time.monotonic() < self._again:
                 return None
-            self.start()
+            try:
+                self._start()
+            except OSError as error:  # no memory, a full disk: it may pass
+                return f"the worker cannot be started ({error}); {self._pause()}"
             return "the worker was started again"
         code = self._process.poll()
         if code is None:
             return None
-        # its nights, which go on without it
-        self._left += [p for p in psutil.process_iter() if _group(p) == self._process.pid]
-        self._deaths = 1 if time.monotonic() - self._begun > STEADY else self._deaths + 1
-        pause = min(2.0**self._deaths, LONGEST)
-        self._process, self._again = None, time.monotonic() + pause
-        return f"the worker died ({code}); it is started again in {pause:.0f} s, its log is {self._log}"
+        if time.monotonic() - self._begun > STEADY:
+            self._deaths = 0
+        self._process = None
+        return f"the worker died ({code}); {self._pause()}"
 
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def end(self, seconds: float = 60.0) -> None:
-        """Ends the worker and its nights, gently first; what is left of them after a while is killed."""
-        for night in self._left:  # those of a worker that died
-            with suppress(psutil.Error):
-                night.terminate()
+        """Ends the worker, which ends its nights, gently first; killed when it has not ended after a while."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
@@ -132,13 +124,15 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        _, alive = psutil.wait_procs(self._left, timeout=5)
-        for night in alive:
-            with suppress(psutil.Error):
-                night.kill()
+        self._process = None
 
-    def start(self) -> None:
-        """Starts the worker, which does not run."""
+    def _pause(self) -> str:
+        self._deaths += 1
+        pause = min(2.0**self._deaths, LONGEST)
+        self._again = time.monotonic() + pause
+        return f"it is started again in {pause:.0f} s, its log is {self._log}"
+
+    def _start(self) -> None:
         with open(self._log, "ab") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -149,10 +143,3 @@ class Worker:
                 start_new_session=True,
             )
         self._begun = time.monotonic()
-
-
-def _group(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid)
-    except (OSError, psutil.Error):
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 from prefect import task
@@ -115,6 +116,7 @@ def look(home: Home, name: str, question: str) -> tuple[Entry, Entry | None]:
         UserError: this installation's ledger has no such entry.
     """
     store.prepare(home)
+    ledger.observe(home, name, smoke=partial(smoke_in_child, home))  # it may be the champion by other means
     approval.settle(home, name)
     entries = ledger.read(home, name)
     for entry in entries:
@@ -156,12 +158,12 @@ def question_markdown(home: Home, question: Entry, until: datetime) -> str:
 
 def said(answer: Entry) -> str:
     """An answer as the page of its run shows it."""
-    what = f"version {answer.to_version} {'was promoted' if answer.action == 'promote' else 'was kept out'}"
+    what = f"version {answer.to_version} {'was promoted' if approval.said_yes(answer) else 'was kept out'}"
     return f"{what} by {answer.who}: {answer.reason}"
 
 
 def _ended(answer: Entry, closing: bool) -> State:
-    nobody = closing or answer.who == approval.OURSELVES
+    nobody = closing or answer.who == ledger.OURSELVES
     return Cancelled(message=said(answer)) if nobody else Completed(message=said(answer))
 
 

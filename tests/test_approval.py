@@ -157,6 +157,26 @@ def test_superseded(home, moved):
     assert (record(night)["state"], record(night)["why"]) == ("kept", why)
 
 
+@pytest.mark.parametrize("how", ["alias", "rollback"])
+def test_a_version_that_waits_became_champion_by_other_means(home, how):
+    """As after a promotion whose answer was lost: the question is answered with yes, not closed by itself."""
+    night = waits(home, 2)
+    night.update(approval={"run": "r", "page": "p", "until": 1.0, "hours": 24.0})
+    if how == "alias":
+        registry.set_alias(home, NAME, registry.CHAMPION, 2)
+        assert approval.settle(home, NAME, overdue=True) == [] and question(home).to_version == 2, "not known yet"
+        heal(home, NAME)
+        why = "the alias was moved without a ledger entry"
+        assert last(home) == ("observed", 2, "overnight", why)
+    else:
+        ledger.rollback(home, NAME, reason="the better one", to=2, smoke=lambda _: None, who="ana")
+        approval.settle(home, NAME, overdue=True)
+        why = "approved by ana: the better one"
+        assert last(home) == ("rollback", 2, "ana", "the better one")
+    assert champion(home) == 2 and approval.open_questions(ledger.read(home, NAME)) == []
+    assert (record(night)["state"], record(night)["why"]) == ("promoted", why)
+
+
 def test_overdue_without_a_worker(home):
     """The next night closes what nobody answered in time, when nothing ran at the deadline."""
     night = waits(home, 2)
@@ -399,6 +419,18 @@ def test_the_champion_has_moved(home, pages):
     pages.answer(YES)
     assert "superseded: the champion is version 3 by now" in pages.work().message
     assert champion(home) == 3
+
+
+def test_the_champion_is_the_one_that_waits(home, pages):
+    """Somebody moved the alias in MLflow's pages: the time is over, and the version is not called kept out."""
+    night = waits(home, 2)
+    pages.ask(hours=0.001)
+    pages.work()
+    registry.set_alias(home, NAME, registry.CHAMPION, 2)
+    pages.work("close")
+    said = "version 2 was promoted by overnight: the alias was moved without a ledger entry"
+    assert pages.runs()["close"].state.message == pages.runs()["ask"].state.message == said
+    assert champion(home) == 2 and record(night)["state"] == "promoted"
 
 
 def test_no_longer_the_newest_candidate(home, pages):

@@ -107,6 +107,69 @@ def test_failed_ledger_puts_the_alias_back(home, monkeypatch, before):
     assert champion(home) == before and len(ledger.read(home, NAME)) == bool(before)
 
 
+def lose_an_answer(home: Home, patch, *, away: bool) -> None:
+    """MLflow moves an alias, but its answer gets lost; `away`: and then it does not answer at all."""
+    import requests
+
+    kind = type(store.client(home))
+    move, look, lost = kind.set_registered_model_alias, kind.get_model_version_by_alias, []
+
+    def moves_silently(client, *arguments):
+        move(client, *arguments)
+        if not lost:
+            lost.append(True)
+            raise requests.ReadTimeout("the answer was lost")
+
+    def looks(client, *arguments):
+        if lost and away:
+            raise requests.ConnectionError("nobody there")
+        return look(client, *arguments)
+
+    patch.setattr(kind, "set_registered_model_alias", moves_silently)
+    patch.setattr(kind, "get_model_version_by_alias", looks)
+
+
+@pytest.mark.parametrize("before", [None, 1])
+def test_a_lost_answer_puts_the_alias_back(home, monkeypatch, before):
+    """The alias moved, but nobody said so: it goes back, and what is raised is what happened first."""
+    if before:
+        ledger.promote(home, NAME, before, reason="r", smoke=fine)
+    with monkeypatch.context() as patch:
+        lose_an_answer(home, patch, away=False)
+        with pytest.raises(store.TrackingUnavailable, match="the answer was lost"):
+            ledger.promote(home, NAME, 2, reason="r", smoke=fine)
+    assert champion(home) == before and len(ledger.read(home, NAME)) == bool(before)
+
+
+def test_a_lost_answer_and_then_silence(home, monkeypatch):
+    """The alias cannot be put back: what is raised is what happened first, and the next look completes the ledger."""
+    ledger.promote(home, NAME, 1, reason="r", smoke=fine)
+    with monkeypatch.context() as patch:
+        lose_an_answer(home, patch, away=True)
+        with pytest.raises(store.TrackingUnavailable, match="the answer was lost"):
+            ledger.promote(home, NAME, 2, reason="r", smoke=fine)
+    assert champion(home) == 2 and moves(home) == [("promote", None, 1)]
+    ledger.observe(home, NAME, smoke=fine)
+    assert moves(home) == [("promote", None, 1), ("observed", 1, 2)]
+
+
+def test_a_failure_does_not_undo_what_somebody_else_did(home, monkeypatch):
+    """Another machine moves the alias in the same moment: ours fails, theirs stays."""
+    ledger.promote(home, NAME, 1, reason="r", smoke=fine)
+    kind = type(store.client(home))
+    move = kind.set_registered_model_alias
+
+    def overtaken(client, name, alias, version):
+        move(client, name, alias, version)
+        move(client, name, alias, "3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "set_registered_model_alias", overtaken)
+        with pytest.raises(NightFailed, match="moved by somebody else, expected 2, got version 3"):
+            ledger.promote(home, NAME, 2, reason="r", smoke=fine)
+    assert champion(home) == 3
+
+
 def test_user_mistakes(home):
     """Promoting the champion, an unknown version or model, a half-made version; rolling back when there is nothing."""
     with pytest.raises(UserError, match="there is no champion"):
@@ -159,7 +222,8 @@ def test_alias_moved_by_hand_is_observed(home):
     assert ledger.observe(home, NAME, smoke=broken) is None, "no new champion, no test"
     store.client(home).set_registered_model_alias(NAME, "champion", "3")
     entry = ledger.observe(home, NAME, smoke=fine)
-    assert (entry.action, entry.reason) == ("observed", "the alias was moved without a ledger entry")
+    said = ("observed", "overnight", "the alias was moved without a ledger entry")
+    assert (entry.action, entry.who, entry.reason) == said
     assert ledger.observe(home, NAME, smoke=fine) is None and ledger.doubt(home, NAME) is None
     assert moves(home) == [("promote", None, 1), ("observed", 1, 3)]
     assert ledger.rollback(home, NAME, reason="r", smoke=fine).to_version == 1

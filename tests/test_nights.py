@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -128,3 +130,16 @@ def test_one_night_a_model_at_a_time(home):
     assert not held(home, "m")
     with one_night_at_a_time(home, "m"):
         pass
+
+
+def test_who_only_looks_keeps_no_night_from_starting(home):
+    """A look holds the lock for a moment, in which a night that starts waits instead of taking it for another night."""
+    with one_night_at_a_time(home, "m"):
+        pass
+    with open(home.root / "locks" / "m.lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # as `held` does
+        moment = threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        moment.start()
+        with one_night_at_a_time(home, "m"):
+            assert held(home, "m")
+        moment.join()

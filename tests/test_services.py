@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from overnight.errors import NightFailed
 from overnight.home import Home, read_json, write_json
-from overnight.services import free_port, prefect_server, server_process, stop_server
+from overnight.services import free_port, prefect_server, server_process, start_server, stop_server
 
 HOLD = """
 import os, sys
@@ -25,6 +26,15 @@ from overnight.services import prefect_server
 with prefect_server(Home.from_environment()) as api:
     print(api, flush=True)
     sys.stdin.readline()
+"""
+DIES = """
+import os, sys
+os.environ["OVERNIGHT_HOME"] = sys.argv[1]
+os.environ.pop("PREFECT_API_URL", None)
+from overnight.home import Home
+from overnight.services import prefect_server
+with prefect_server(Home.from_environment(), meanwhile=lambda: os.kill(os.getpid(), 9)):
+    raise AssertionError
 """
 
 
@@ -73,6 +83,31 @@ def test_a_server_left_by_a_killed_night_is_found_and_ended(own_home):
     with prefect_server(own_home) as ours:
         assert ours == theirs and time.monotonic() - begun < 5
     assert not psutil.pid_exists(pid)
+
+
+def test_a_server_whose_starter_was_killed_is_found_and_ended(own_home):
+    """kill -9 while the server still starts: the next command waits for the very same one, and ends it."""
+    record = own_home.prefect / "server.json"
+    try:
+        assert subprocess.run([sys.executable, "-c", DIES, str(own_home.root)]).returncode == -signal.SIGKILL
+        left = server_process(record)
+        assert left is not None, "nobody would know the server"
+        with prefect_server(own_home) as api:
+            assert server_process(record) == left
+            with urllib.request.urlopen(f"{api}/health", timeout=10) as answer:
+                assert answer.status == 200
+        assert not left.is_running() and not record.exists()
+    finally:
+        stop_server(record)
+
+
+def test_a_server_that_does_not_start_leaves_no_record(tmp_path):
+    """What it said before it ended is named; the next command starts another."""
+    record, log = tmp_path / "server.json", tmp_path / "server.log"
+    health = f"http://127.0.0.1:{free_port()}/health"
+    with pytest.raises(NightFailed, match=r"server\.log: the server ended while starting, got exit code 3"):
+        start_server([sys.executable, "-c", "raise SystemExit(3)"], record, log, health, {}, {})
+    assert not record.exists()
 
 
 def test_a_record_is_no_proof_of_a_process(own_home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import logging
@@ -29,6 +30,8 @@ from overnight.errors import UserError
 from overnight.home import Home
 from overnight.serving import server as serving_server
 from overnight.serving.app import create_app
+from overnight.serving.follow import Follower
+from overnight.serving.metrics import Metrics
 from overnight.serving.options import Options
 from overnight.tracking import ledger, registry, store
 
@@ -459,6 +462,25 @@ def test_failed_smoke_test_keeps_the_old_version(home, caplog):
         until(lambda: served.ready()["problem"] is None)
         assert served.metric("behind") == 0
     assert sum("version 4" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_version_that_cannot_serve_is_not_kept_in_memory(home):
+    """Only why is remembered: not the model, which the error's traceback would hold."""
+    from overnight.training.predict import Scorer
+
+    def loaded() -> int:
+        gc.collect()
+        return sum(type(thing) is Scorer for thing in gc.get_objects())
+
+    follower = Follower(home, Options("sentiment"), Metrics())
+    follower.look()
+    assert follower.current.version.number == 1
+    before = loaded()
+    registry.set_alias(home, "sentiment", registry.CHAMPION, BROKEN)
+    for _ in range(2):  # found out, and told from memory
+        follower.look()
+        assert follower.problem.startswith("version 4: cannot be served: smoke test: the scores")
+        assert loaded() == before
 
 
 def test_damaged_weights_do_not_serve(home, versions, tmp_path):

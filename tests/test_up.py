@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,12 +20,27 @@ import pytest
 import yaml
 from conftest import Project
 
+from overnight.cli.up import _Watch
 from overnight.errors import UserError
 from overnight.home import Home, read_json
 from overnight.upkeep import Worker, holder, holding
 
 PATIENCE = 1200
 """Seconds: a night on a machine that does much else besides."""
+
+
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "did not come true"
+        time.sleep(0.3)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # -- quick: the lock and the worker's keeper ---------------------------------------------------------------------------
@@ -51,6 +68,19 @@ with holding(Home.from_environment({{"OVERNIGHT_HOME": {str(home.root)!r}}})):
     assert (home.root / "up.json").exists() and holder(home) is None, "what a killed one left says nothing"
 
 
+def test_who_only_looks_keeps_nobody_from_holding(tmp_path):
+    """A look holds the lock for a moment, in which `up` waits."""
+    home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path)})
+    (tmp_path / "up.lock").touch()
+    with open(tmp_path / "up.lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # as `holder` does
+        moment = threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        moment.start()
+        with holding(home):
+            assert holder(home)["pid"] == os.getpid()
+        moment.join()
+
+
 STUBBORN = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
 
 
@@ -73,14 +103,103 @@ def test_a_worker_that_dies_is_started_again_with_pauses(tmp_path):
     assert not worker.alive
 
 
+def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path):
+    """A full disk, or no memory, is said and waited for; so is a server that cannot be started. `up` goes on."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    worker = Worker([sys.executable, "-c", STUBBORN], folder / "worker.log", {})
+    try:
+        worker.end(seconds=0.5)
+        folder.rename(tmp_path / "away")
+        assert "cannot be started" in (worker.tend() or "") and not worker.alive
+        assert worker.tend() is None, "not at once"
+        until(lambda: "started again in 4 s" in (worker.tend() or ""), 30)
+        (tmp_path / "away").rename(folder)
+        until(lambda: worker.tend() == "the worker was started again", 30)
+        assert worker.alive
+    finally:
+        worker.end(seconds=0.5)
+
+
+def test_a_look_survives_what_it_cannot_mend(tmp_path, monkeypatch, capsys):
+    """A server that cannot even be tried to start ends neither the look nor the worker."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    home = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home")})
+    for name in ("prefect", "mlflow"):
+        home.folder(name, "start.lock")  # a folder cannot be opened
+    worker = Worker([sys.executable, "-c", STUBBORN], tmp_path / "worker.log", {})
+    try:
+        _Watch(home, worker, {}).look()
+        assert worker.alive
+    finally:
+        worker.end(seconds=0.5)
+    said = capsys.readouterr().out
+    assert all(f"the {name} server died" in said for name in ("prefect", "mlflow")) and "Is a directory" in said
+
+
+NIGHT = """
+import signal, sys, time
+from pathlib import Path
+from flows.worker import end_with_worker
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, interrupt)
+end_with_worker()
+print("runs", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("was interrupted", flush=True)
+    Path(sys.argv[1]).write_text("recorded")
+"""
+
+
+def test_a_night_ends_with_its_worker(tmp_path):
+    """Interrupted at once when nobody reads its output any more, it can still say and record that."""
+    record = tmp_path / "night"
+    night = subprocess.Popen([sys.executable, "-c", NIGHT, str(record)], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert night.stdout.readline() == b"runs\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            night.wait(0.5)
+        night.stdout.close()  # as the kernel does for a worker that is killed
+        assert night.wait(30) == 0 and record.read_text() == "recorded"
+    finally:
+        night.kill()
+
+
+ENDS = f"""
+import subprocess, sys, threading, time
+from flows import worker
+
+worker.PATIENCE = 3.0
+
+def night():
+    process = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    print(process.pid, flush=True)
+
+night()
+threading.Thread(target=worker._end_with_pipe, daemon=True).start()
+time.sleep(0.5)
+night()
+time.sleep(600)
+"""
+
+
+def test_a_worker_leaves_no_night(tmp_path):
+    """Neither one that does not want to end, nor one that it started after it had been told to end itself."""
+    worker = subprocess.Popen([sys.executable, "-c", ENDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    nights = [int(worker.stdout.readline())]
+    worker.stdin.close()
+    nights += map(int, worker.stdout.read().split())
+    assert worker.wait(30) == -signal.SIGTERM and len(nights) == 2
+    until(lambda: not any(lives(pid) for pid in nights), 10)
+
+
 # -- slow: the whole ---------------------------------------------------------------------------------------------------
-
-
-def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.3)
 
 
 class Standing:
@@ -207,8 +326,9 @@ def test_a_night_by_itself_and_a_backlog(standing):
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
 def test_what_dies_is_started_again(standing):
-    """A night killed in the middle is Crashed; a killed server and a killed worker come back, and a night goes on."""
+    """A killed server comes back, and so does a killed worker, with which its night ends; the next one continues it."""
     standing.write("* * * * *", epochs=2000)
+    before = len(standing.nights())
     with standing.up() as up:
         until(lambda: any(night["state"] == "running" for night in standing.nights()))
         until(lambda: any(run["state_name"] == "Running" for run in standing.runs()))
@@ -222,11 +342,16 @@ def test_what_dies_is_started_again(standing):
         until(lambda: "prefect runs again" in standing.said)
         assert read_json(standing.home / "prefect" / "server.json")["ui"] == link
         worker = next(p for p in psutil.Process(up.pid).children() if "flows.worker" in " ".join(p.cmdline()))
-        nights = worker.children()
+        (night,) = worker.children()
+        (run,) = [run for run in standing.runs() if run["state_name"] == "Running"]
+        until(lambda: standing.nights()[-1]["continued"] == 1)
         worker.kill()
+        until(lambda: not lives(night.pid), 60)
+        (ended,) = [other for other in standing.runs() if other["id"] == run["id"]]
+        assert ended["state_type"] == "CRASHED" and "termination signal" in ended["state"]["message"]
         until(lambda: "the worker was started again" in standing.said)
-        time.sleep(20)
-        assert any(night.is_running() for night in nights), "its night goes on without it"
+        until(lambda: standing.nights()[-1]["continued"] == 2)
+        assert len(standing.nights()) == before + 1 and standing.nights()[-1]["state"] == "running"
     last = standing.nights()[-1]
     assert last["state"] == "interrupted" and not list(
         (standing.home / "nights" / last["id"]).glob("trials/*/result.json")

@@ -86,18 +86,19 @@ def down() -> None:
     from overnight.upkeep import holder
 
     home = Home.from_environment()
-    who = holder(home)
-    if who is None:
-        typer.echo(f"{home.root}: nothing to end, `overnight up` does not run")
-        return
-    with suppress(ProcessLookupError):
-        os.kill(who["pid"], signal.SIGTERM)
+    pid: int | None = None
     for _ in range(1500):
-        if holder(home) is None:
-            typer.echo(f"ended process {who['pid']}")
+        who = holder(home)
+        if who is None:
+            nothing = f"{home.root}: nothing to end, `overnight up` does not run"
+            typer.echo(f"ended process {pid}" if pid else nothing)
             return
+        if pid is None and who.get("pid"):  # unknown in its first moment
+            pid = int(who["pid"])
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         time.sleep(0.1)
-    raise NightFailed(f"process {who['pid']} does not end; its log may say why")
+    raise NightFailed(f"process {pid or '?'} does not end; its log may say why")
 
 
 class _Watch:
@@ -124,11 +125,10 @@ class _Watch:
                 try:
                     revive_server(self._home, name)
                     _say(f"{name} runs again")
-                except NightFailed as error:
+                except (NightFailed, OSError) as error:  # looked at again in a moment; what runs goes on
                     _say(str(error))
                 if os.environ.get("PREFECT_API_URL") != address:
-                    self._worker.end()
-                    self._worker.start()
+                    self._worker.end()  # and started again below
             elif since is None:
                 self._deaf[name] = time.monotonic()
                 _say(f"{name} does not answer")
@@ -248,4 +248,5 @@ def _show(links: dict[str, str], log: Path) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {text}")
+    with suppress(OSError):  # a log on a full disk, a reader that has gone: no reason to end the nights
+        typer.echo(f"{time.strftime('%H:%M:%S')} {text}")

@@ -73,7 +73,7 @@ class Follower:
         self.shadow: Served | None = None
         self.problem: str | None = None
         self.looked: float | None = None
-        self._failed: tuple[tuple[int, float], float, NightFailed] | None = None
+        self._failed: tuple[tuple[int, float], float, Complaint] | None = None
         self._told: tuple[type[Exception], str] | None = None
         self._ended = threading.Event()
 
@@ -117,17 +117,18 @@ class Follower:
                 return loaded
         key = (version.number, version.created)
         if self._failed is not None and self._failed[0] == key and time.monotonic() < self._failed[1]:
-            raise self._failed[2]
+            raise NightFailed(self._failed[2])
         try:
             return self._loaded(version)
         except TrackingUnavailable:
             raise
         except Exception as error:  # a broken model raises anything
             text = str(error) if isinstance(error, OvernightError) else f"{type(error).__name__}: {error}"
-            failure = NightFailed(Complaint(f"version {version.number}", f"cannot be served: {text}"))
-            self._failed = (key, time.monotonic() + RETRY_SECONDS, failure)
-            self.metrics.failed.inc()
-            raise failure from error
+        complaint = Complaint(f"version {version.number}", f"cannot be served: {text}")
+        # the words alone, and none raised while the error is handled: its traceback holds the loaded model
+        self._failed = (key, time.monotonic() + RETRY_SECONDS, complaint)
+        self.metrics.failed.inc()
+        raise NightFailed(complaint)
 
     def _loaded(self, version: Version) -> Served:
         from overnight.scoring import examine

@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ LONGEST = 4900
 """Characters of an entry: MLflow's column for tags of registered models holds 5,000."""
 MOVES = ("promote", "rollback", "observed")
 SMOKE, PASSED = "smoke", "passed"
+OURSELVES = "overnight"
+"""Who writes what no person said."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def promote(
     Raises:
         UserError: no such model or version, an unfinished version, or it is the champion already.
         NightFailed: the smoke test or the writing failed; production is untouched.
-        TrackingUnavailable: when MLflow does not answer; production is untouched.
+        TrackingUnavailable: when MLflow does not answer; production is untouched, unless the alias had moved and MLflow
+            stays away: then `observe` completes the ledger.
     """
     return _move(home, name, number, "promote", reason, smoke, who, night, gate)
 
@@ -207,7 +211,7 @@ def record(
 
 
 def observe(home: Home, name: str, *, smoke: Callable[[Path], None]) -> Entry | None:
-    """Records a champion that came by other means: MLflow's pages, or a process killed between alias and ledger.
+    """Records a champion that came by other means: MLflow's pages, or a promotion cut short between alias and ledger.
 
     It gets the smoke test that every champion gets. The entry says when that failed; the alias stays where somebody
     put it.
@@ -238,6 +242,7 @@ def observe(home: Home, name: str, *, smoke: Callable[[Path], None]) -> Entry | 
             from_version=written,
             to_version=now.number,
             reason=reason,
+            who=OURSELVES,
             gate={SMOKE: (failure or PASSED)[:2000]},
         )
 
@@ -274,8 +279,8 @@ def _move(
                 return last
             raise UserError(Complaint(name, f"version {number} is the champion already"))
         _smoke(home, version, old, smoke)
-        registry.set_alias(home, name, CHAMPION, number)
         try:
+            registry.set_alias(home, name, CHAMPION, number)
             before = old.number if old and old.number != number else last.to_version if last else None
             return record(
                 home,
@@ -289,7 +294,8 @@ def _move(
                 gate=gate,
             )
         except BaseException:
-            _put_back(home, name, old)
+            with suppress(OvernightError):  # the first error says what happened
+                _put_back(home, name, number, old)
             raise
 
 
@@ -304,7 +310,10 @@ def _smoke(home: Home, version: Version, old: Version | None, smoke: Callable[[P
         raise NightFailed(Complaint(version.model_uri, f"the smoke test failed ({reason}); {stays}")) from error
 
 
-def _put_back(home: Home, name: str, old: Version | None) -> None:
+def _put_back(home: Home, name: str, number: int, old: Version | None) -> None:
+    found = registry.champion(home, name)
+    if found is None or found.number != number:  # MLflow never moved it, or somebody else moved it on
+        return
     if old is None:
         registry.remove_alias(home, name, CHAMPION)
     else:
