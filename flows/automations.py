@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import Automation, AutomationCore
 
 DRIFT = "overnight.drift"
+"""The event that says a model's data drifted."""
 SILENCE = timedelta(seconds=180)
 """Six heartbeats. Also the price of a machine that slept: its night is shown as crashed until it ends."""
 SILENT = "overnight: nights that fell silent have crashed"
@@ -31,24 +32,41 @@ class Change:
         return f"{self.kind:<9}  {self.what}{f': {self.details}' if self.details else ''}"
 
 
+def model_resource(name: str) -> str:
+    """The resource that events about a model name."""
+    return f"overnight.model.{name}"
+
+
 def drift(name: str) -> dict[str, Any]:
-    """The trigger of a deployment, as prefect.yaml has it: an event on a model starts its night."""
+    """The trigger of a deployment, as prefect.yaml has it: an event on a model starts its night.
+
+    Forced: what drifted is what is scored, so the training data may be as it was, and a night that trained on it
+    already would be skipped.
+    """
     return {
         "name": f"overnight: {name} drifted",
         "enabled": True,
         "type": "event",
         "posture": "Reactive",
         "expect": [DRIFT],
-        "match": {"prefect.resource.id": f"overnight.model.{name}"},
+        "match": {"prefect.resource.id": model_resource(name)},
+        "parameters": {"force": True},
     }
+
+
+def trigger_in_words(name: str, resource: str, parameters: Mapping[str, Any] | None) -> str:
+    """For comparing what is wanted with what a server holds."""
+    return f"{name} on {resource} with {json.dumps(parameters or {}, sort_keys=True)}"
 
 
 def triggers_of(client: SyncPrefectClient, deployment: DeploymentResponse) -> Iterator[str]:
     """The automations that start a deployment when its model's data drifted, in words."""
     for automation in client.read_automations_by_name(drift(deployment.name)["name"]):
         match = getattr(automation.trigger, "match", None)
-        if match is not None and deployment.id in [getattr(a, "deployment_id", None) for a in automation.actions]:
-            yield f"{automation.name} on {match.model_dump()['prefect.resource.id']}"
+        for action in automation.actions:
+            if match is not None and getattr(action, "deployment_id", None) == deployment.id:
+                resource = match.model_dump()["prefect.resource.id"]
+                yield trigger_in_words(automation.name, resource, getattr(action, "parameters", None))
 
 
 def silence(client: SyncPrefectClient, check: bool) -> Change:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.automations import Change, drift, silence, triggers_of
+from flows.automations import Change, drift, silence, trigger_in_words, triggers_of
 from flows.turns import end_dead_runs, thin_backlog
 from flows.worker import POOL
 from overnight.config import Config
@@ -250,7 +250,7 @@ def _facts(definition: dict[str, Any]) -> dict[str, str]:
         "job variables": _said(definition["work_pool"]["job_variables"]),
         "description": definition["description"],
         "tags": _said(sorted(definition["tags"])),
-        "trigger": f"{trigger['name']} on {trigger['match']['prefect.resource.id']}",
+        "trigger": trigger_in_words(trigger["name"], trigger["match"]["prefect.resource.id"], trigger["parameters"]),
         "signature": _said(parameter_schema(retrain).model_dump(mode="json", exclude_unset=True)),
     }
 

@@ -217,8 +217,23 @@ def test_drift_starts_a_night(project, deployed, prefect_api):
         runs = httpx.post(f"{prefect_api}/flow_runs/filter", json=wanted).json()
         started = [run for run in runs if not run["auto_scheduled"]]
         time.sleep(0.5)
-    assert [run["parameters"]["config_path"] for run in started] == ["configs/tiny.yaml"]
+    assert [run["parameters"] for run in started] == [{"config_path": "configs/tiny.yaml", "force": True}], (
+        "on the same data too: it is the scored texts that changed"
+    )
     assert started[0]["created_by"]["type"] == "AUTOMATION"
+
+
+def test_a_trigger_without_force_is_put_right(project, deployed, prefect_api):
+    """One that an earlier `overnight deploy` made, or that somebody changed, is told and replaced."""
+    there = held(prefect_api, "automations")["overnight: tiny drifted"]
+    facts = {key: there[key] for key in ("name", "description", "enabled", "trigger")}
+    actions = [action | {"parameters": None} for action in there["actions"]]
+    httpx.put(f"{prefect_api}/automations/{there['id']}", json=facts | {"actions": actions}).raise_for_status()
+    assert 'with {} → overnight: tiny drifted on overnight.model.tiny with {"force": true}' in (
+        project.run("deploy", "--check").stdout
+    )
+    assert deploy(project)["tiny"] == "updated"
+    assert held(prefect_api, "automations")["overnight: tiny drifted"]["actions"][0]["parameters"] == {"force": True}
 
 
 @pytest.mark.slow
