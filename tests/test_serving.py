@@ -573,14 +573,16 @@ def test_scores_are_logged_without_texts(home):
         served.predict("a lovely flight")
     assert not kept.exists()
     with serving(home, log_scores=True) as served:
-        served.predict("a lovely flight", "")
+        served.predict("  a lovely\n flight ", " ")
     with serving(home, log_scores=True, log_texts=True) as served:
-        served.predict("späte Ankunft")
+        garbled = served.predict("spÃ¤te  Ankunft")
+        assert garbled == served.predict("späte Ankunft"), "the model sees what it would have been trained on"
     file = next(kept.glob("20??-??-??.jsonl"))
-    first, empty, last = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    first, empty, repaired, last = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     assert set(first) == {"time", "version", "label", "score", "characters", "tokens"}
     assert abs(first["time"] - time.time()) < 600 and (first["version"], first["label"]) == (1, ANSWER[1])
     assert (first["characters"], first["tokens"]) == (15, 5) and (empty["characters"], empty["tokens"]) == (0, 2)
+    assert (repaired["text"], repaired["characters"]) == ("späte Ankunft", 13), "as the monitor knows its training rows"
     assert last["text"] == "späte Ankunft" and 0 < last["score"] <= 1
 
 

@@ -22,7 +22,7 @@ from overnight.errors import Complaint
 from overnight.home import Home
 from overnight.serving import openapi
 from overnight.serving.batching import Batcher, Full, Row, Scored
-from overnight.serving.bodies import Refused, invocation_rows, predict_rows, read_json
+from overnight.serving.bodies import Refused, as_trained, invocation_rows, predict_rows, read_json
 from overnight.serving.follow import Follower, Served
 from overnight.serving.metrics import Counted, Metrics
 from overnight.serving.options import Options
@@ -101,7 +101,8 @@ class Service:
         if served is None:
             reason = self.follower.problem or "the model is being loaded"
             raise Refused(503, Complaint(self.options.name, f"not ready: {reason}"), retry_after=5)
-        rows = rows_of(body, served.roles, self.options.max_rows)
+        # in a thread: a long text that is not plain ASCII takes a while, and others want their answers meanwhile
+        rows = await asyncio.to_thread(as_trained, rows_of(body, served.roles, self.options.max_rows))
         try:
             return served, rows, await self.batcher.submit(served, rows)
         except Full as full:

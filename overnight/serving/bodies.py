@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Request
 
+from overnight.data.normalise import normalise, repair
 from overnight.errors import Complaint, nearest
 from overnight.serving.batching import Row
 
@@ -98,6 +99,14 @@ def invocation_rows(body: Any, roles: Sequence[str], max_rows: int) -> list[Row]
     except Refused as refused:
         refused.status = 400 if refused.status == 422 else refused.status
         raise
+
+
+def as_trained(rows: Sequence[Row]) -> list[Row]:
+    """Texts repaired and normalised as the training rows were, so that the same text gets the same answer everywhere.
+
+    What is logged, and what the candidate is asked in the shadow, are these texts too.
+    """
+    return [{role: normalise(repair(text)) or "" for role, text in row.items()} for row in rows]
 
 
 def _of_split(data: Any) -> list[Any]:

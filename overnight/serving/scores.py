@@ -1,5 +1,7 @@
 """Scored traffic on disk: a JSON line a text, for `overnight monitor`. Without the texts, unless asked for.
 
+Length and text are those that the model saw, so that they can be compared with the training rows.
+
     .overnight/scored/<name>/2026-11-25.jsonl      # days of UTC
     {"time": 1795600000.123, "version": 3, "label": "good", "score": 0.98, "characters": 21, "tokens": 6}
 
