@@ -50,16 +50,27 @@ def label_share(reference: Sequence[str], window: Sequence[str]) -> Finding:
 
 
 def distribution(reference: Sequence[float], window: Sequence[float]) -> Finding:
-    """A number of each row. Effect and chance: Kolmogorov-Smirnov, the largest gap of the two distributions, 0 to 1."""
+    """A number of each row. Effect and chance: Kolmogorov-Smirnov, the largest gap of the two distributions, 0 to 1.
+
+    Scores of a broken model may be no numbers. They count as below all others, so that such a model drifts.
+    """
     from scipy.stats import ks_2samp
 
-    found = ks_2samp(reference, window, method="asymp")
-    text = f"median {np.median(reference):.3g} → {np.median(window):.3g}"
+    sides = [np.asarray(side, dtype=float) for side in (reference, window)]
+    found = ks_2samp(*(np.where(np.isfinite(side), side, -np.inf) for side in sides), method="asymp")
+    numbers = [side[np.isfinite(side)] for side in sides]
+    text = f"median {' → '.join(f'{np.median(side):.3g}' if len(side) else 'none' for side in numbers)}"
+    if broken := len(sides[1]) - len(numbers[1]):
+        text += f"; {broken:,} are no numbers"
     return Finding(float(found.statistic), float(found.pvalue), text)
 
 
 class Vocabulary:
-    """Token counts of the training rows, and what windows of rows that were not trained on look like beside them."""
+    """Token counts of the training rows, and what windows of rows that were not trained on look like beside them.
+
+    Those windows are drawn from the held-out rows, at most half of them at once: more would be nearly the same rows
+    each time, and lie apart far less than windows of new rows do.
+    """
 
     def __init__(self, training: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], size: int):
         self._size = size
@@ -80,23 +91,28 @@ class Vocabulary:
     def token_frequencies(self, window: csr_array) -> Finding:
         """Effect: Jensen-Shannon distance to the training rows, beyond that of windows of as many rows without drift.
 
-        Chance: by the normal distribution that those windows follow.
+        Chance: by the normal distribution that those windows follow. Of a window that is larger than those that can be
+        drawn, parts of their size are looked at: the distance of fewer rows is larger, drift or not.
         """
         from scipy.stats import norm
 
-        distance = self._distance(window.sum(0))
-        mean, deviation = self._usual(window.shape[0])
-        p = float(norm.sf(distance, mean, max(deviation, 1e-9)))
+        rows, own = window.shape[0], self._held_out.shape[0]
+        size = min(rows, own // 2)
+        if size not in self._usual_of:
+            self._usual_of[size] = self._distances(self._held_out, size)
+        mean, deviation = self._usual_of[size]
+        distance = self._distances(window, size)[0]
+        # draws from a finite number of rows lie closer together than new rows would; the error of the mean comes on top
+        error = deviation * np.sqrt((size / rows + size / own) / (1 - size / own))
+        p = float(norm.sf(distance, mean, max(error, 1e-9)))
         return Finding(distance - mean, p, f"distance {mean:.3f} → {distance:.3f}")
 
-    def _usual(self, rows: int) -> tuple[float, float]:
-        """Mean and standard deviation of the distance for windows of so many rows that were not trained on."""
-        if rows not in self._usual_of:
-            own, draw = self._held_out.shape[0], np.random.default_rng(17)
-            drawn = (draw.choice(own, rows, replace=rows > own) for _ in range(DRAWS))
-            found = [self._distance(self._held_out[chosen].sum(0)) for chosen in drawn]
-            self._usual_of[rows] = float(np.mean(found)), float(np.std(found))
-        return self._usual_of[rows]
+    def _distances(self, texts: csr_array, size: int) -> tuple[float, float]:
+        """Mean and standard deviation of the distance over draws of so many of these texts."""
+        rows, draw = texts.shape[0], np.random.default_rng(17)
+        draws = 1 if size == rows else DRAWS
+        found = [self._distance(texts[draw.choice(rows, size, replace=False)].sum(0)) for _ in range(draws)]
+        return float(np.mean(found)), float(np.std(found))
 
     def _distance(self, counts: np.ndarray) -> float:
         from scipy.spatial.distance import jensenshannon
@@ -128,6 +144,9 @@ def embedding(reference: np.ndarray, window: np.ndarray, seed: int = 17) -> Find
     from sklearn.preprocessing import StandardScaler
 
     rows = np.concatenate([reference, window])
+    numbers = np.isfinite(rows)
+    # the states of a broken model may be no numbers, which tells them apart
+    rows = np.column_stack([np.where(numbers, rows, 0.0), ~numbers.all(1)])
     side = np.repeat([0, 1], [len(reference), len(window)])
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=500))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

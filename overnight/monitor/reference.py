@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,10 @@ class Reference:
                 return found
         found = scorer.hidden(rows)
         self.hidden_file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(self.hidden_file, found)
+        temporary = self.hidden_file.with_name(f".{self.hidden_file.name}.{os.getpid()}")
+        with open(temporary, "wb") as file:
+            np.save(file, found)
+        os.replace(temporary, self.hidden_file)  # half a file could not be read again
         return found
 
 
