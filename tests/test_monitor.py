@@ -7,27 +7,26 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
-import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 from conftest import Command, make_rows
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from overnight.config.operations import Monitor
 from overnight.errors import UserError
 from overnight.home import Home, write_json
-from overnight.monitor import drift, latest
+from overnight.monitor import latest
 from overnight.monitor.judge import File
 from overnight.monitor.run import monitor
-from overnight.monitor.state import alarmed, fires, recent, records, save
-from overnight.monitor.traffic import traffic
+from overnight.monitor.state import alarmed, records, save
 from overnight.tracking.registry import Version
 
 LABELS = ["bad", "good", "plain"]
@@ -131,71 +130,6 @@ def drifted(result: dict) -> set[str]:
     return {name for record in result["windows"] for name, one in record["findings"].items() if one["drifted"]}
 
 
-# -- the statistics ----------------------------------------------------------------------------------------------------
-
-
-def _labels(draw, shares, count):
-    return draw.choice(LABELS, count, p=shares).tolist()
-
-
-def _counts(draw, count, shift=0):
-    texts = [(draw.zipf(1.5, 20) % 300 + shift).tolist() for _ in range(count)]
-    return texts
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_statistics_tell_drift_from_chance(seed):
-    """Each statistic stays below its limit for windows of the same distribution, and exceeds it for another one."""
-    draw = np.random.default_rng(seed)
-    normal, wide = (lambda n, m=0: draw.normal(m, 1, n)), (lambda n, m=0: draw.normal(m, 1, (n, 16)))
-    vocabulary = drift.Vocabulary(_counts(draw, 2000), _counts(draw, 600), 1000)
-    own = [0.5, 0.3, 0.2]
-    pairs = {
-        "label_share": lambda moved: drift.label_share(
-            _labels(draw, own, 800), _labels(draw, [0.2, 0.3, 0.5] if moved else own, 500)
-        ),
-        "length": lambda moved: drift.distribution(normal(800), normal(500, 1 if moved else 0)),
-        "rare_tokens": lambda moved: vocabulary.rare_tokens(
-            drift.count_tokens(_counts(draw, 500, 200 if moved else 0), 1000)
-        ),
-        "token_frequencies": lambda moved: vocabulary.token_frequencies(
-            drift.count_tokens(_counts(draw, 500, 50 if moved else 0), 1000)
-        ),
-        "embedding": lambda moved: drift.embedding(wide(600), wide(500, 0.5 if moved else 0)),
-    }
-    for name, statistic in pairs.items():
-        limit = getattr(Monitor(), name)
-        same, other = statistic(False), statistic(True)
-        assert same.effect < limit, name
-        assert other.effect >= limit and other.p < 1e-4, name
-
-
-def test_a_difference_that_is_certain_but_small_is_no_drift():
-    """With enough rows every difference is certain; its size decides."""
-    draw = np.random.default_rng(3)
-    found = drift.distribution(draw.normal(0, 1, 100_000), draw.normal(0.1, 1, 100_000))
-    assert found.p < 1e-9 and found.effect < Monitor().length
-
-
-def test_quality_is_a_drop_beyond_chance():
-    """A worse metric counts, a better one does not, and the standard error is that of both sides."""
-    from overnight.evaluation import label_tally
-
-    draw = np.random.default_rng(5)
-
-    def tally(count: int, right: float):
-        true = draw.choice(LABELS, count).tolist()
-        return label_tally(true, [t if draw.random() < right else draw.choice(LABELS) for t in true], LABELS)
-
-    def found(before, now):
-        return drift.quality(before, now, "accuracy", lower_is_better=False, resamples=500)
-
-    good, same, bad = tally(600, 0.9), tally(500, 0.9), tally(500, 0.6)
-    assert found(good, bad).effect > 0.1 and found(good, bad).p < 1e-6
-    assert found(good, same).p > 0.01 and found(bad, good).effect < 0 and found(bad, good).p > 0.5
-    assert found(good.values()["accuracy"], bad).p < found(good, bad).p, "a number has no error of its own"
-
-
 def test_hidden_states_do_not_depend_on_the_batch(scorer):
     """A row's hidden state is the same alone and among longer ones: padding is not averaged."""
     rows = [{"text": text} for text in ["a", "a lovely day", "a very late and broken flight with rude crew " * 3]]
@@ -205,72 +139,7 @@ def test_hidden_states_do_not_depend_on_the_batch(scorer):
         np.testing.assert_allclose(scorer.hidden([row])[0], found, atol=1e-5)
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-HISTORY = st.lists(st.tuples(st.sampled_from(["window", "drifted", "alarm"]), st.integers(1, 2)), max_size=30)
-
-
-@settings(deadline=None)
-@given(HISTORY, st.integers(1, 6), st.integers(1, 6))
-def test_the_rule_counts_the_last_windows_of_the_version_since_its_last_alarm(history, windows, wanted):
-    """k of n, told in another way: walk back from the end until n windows, or an alarm."""
-    lines = [
-        {"key": str(i), "version": number} | ({"alarm": 1.0} if kind == "alarm" else {"drifted": kind == "drifted"})
-        for i, (kind, number) in enumerate(history)
-    ]
-    seen = []
-    for kind, number in reversed(history):
-        if number != 1:
-            continue
-        if kind == "alarm" or len(seen) == windows:
-            break
-        seen.append(kind == "drifted")
-    assert fires(lines, 1, windows=windows, drifted=wanted) == (sum(seen) >= wanted)
-    assert len(recent(lines, 1, windows)) == len(seen)
-
-
-def test_a_rule_that_cannot_fire_is_refused():
-    """`drifted` above `windows` is a mistake of the config."""
-    with pytest.raises(ValueError, match="drifted must not be above windows, got 6 of 5"):
-        Monitor(drifted=6)
-
-
 # -- scored traffic ----------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 2]), st.booleans()), max_size=60), st.data())
-def test_traffic_is_cut_into_windows_without_loss(tmp_path_factory, lines, data):
-    """However lines come in and whenever they are read, windows hold each line of the version once, in order."""
-    folder = tmp_path_factory.mktemp("scored")
-    lines = sorted(lines, key=lambda line: line[0])
-    written = []
-    cursor, seen = None, []
-    for i, (day, number, whole) in enumerate(lines):
-        facts = {"time": i, "version": number, "label": "good", "score": 0.5, "characters": i}
-        with open(folder / f"2026-01-0{day + 1}.jsonl", "a") as file:
-            file.write(json.dumps(facts) + "\n" if whole else 'nonsense\n"text"\n')
-        if whole and number == 1:
-            written.append(i)
-        if data.draw(st.booleans()):
-            for window in traffic(folder, 1, 4, ["text"], cursor):
-                if len(window) == 4:
-                    cursor, seen = window.cursor, seen + window.characters
-    *whole, last = traffic(folder, 1, 4, ["text"], cursor)
-    assert seen + [c for window in whole for c in window.characters] + last.characters == written
-    assert len(last) < 4 and all(len(window) == 4 for window in whole)
-
-
-def test_a_line_that_is_being_written_waits(tmp_path):
-    """Half a line is neither read nor skipped."""
-    line = json.dumps({"time": 1, "version": 1, "label": "x", "score": 1, "characters": 7}) + "\n"
-    path = tmp_path / "2026-01-01.jsonl"
-    path.write_text(line + line[:20])
-    first, rest = traffic(tmp_path, 1, 1, ["text"], None)
-    assert len(first) == 1 and len(rest) == 0
-    path.write_text(line + line)
-    second = next(traffic(tmp_path, 1, 1, ["text"], first.cursor))
-    assert second.characters == [7] and second.cursor == (path.name, 2 * len(line))
 
 
 def test_the_same_traffic_is_no_drift(place, folder, scorer):
@@ -314,6 +183,17 @@ def test_an_alarm_is_raised_once(place, folder, scorer):
     assert not monitor(place, version(), folder, SETTINGS)["fired"]
     log(place, scorer, other_texts(300, seed=2))
     assert monitor(place, version(), folder, SETTINGS)["fired"]
+
+
+def test_a_file_raises_its_alarm_once(tmp_path, place, folder):
+    """Judged again after its alarm, a file raises no second one; other rows do."""
+    path = write(tmp_path / "other.jsonl", [{"text": text} for text in other_texts(300)])
+    assert monitor(place, version(), folder, SETTINGS, File(path))["fired"]
+    alarmed(place, "tiny", 1, time.time())
+    again = monitor(place, version(), folder, SETTINGS, File(path))
+    assert not again["fired"] and len(again["windows"]) == 3 and again["recent"] == {"drifted": 0, "windows": 0}
+    write(path, [{"text": text} for text in other_texts(300, seed=2)])
+    assert monitor(place, version(), folder, SETTINGS, File(path))["fired"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -372,6 +252,24 @@ def test_without_the_rows_of_the_night_quality_remains(tmp_path, place, folder, 
     path = write(tmp_path / "bad.jsonl", rows_of(scorer, 100, 33, 0.3))
     result = monitor(place, version(), folder, SETTINGS, File(path))
     assert drifted(result) == {"quality"} and set(result["windows"][0]["findings"]) == {"quality"}
+    blind = write(tmp_path / "blind.jsonl", [{"text": text} for text in other_texts(200)])
+    again = monitor(place, version(), folder, SETTINGS, File(blind))
+    assert again["unjudged"] == 200 and again["windows"] == [], "nothing was found, which is not that nothing drifted"
+    assert again["recent"] == result["recent"] == {"drifted": 1, "windows": 1}
+
+
+def test_a_version_whose_weights_are_broken_drifts(tmp_path, place, folder, scorer):
+    """It answers with scores that are no numbers; that is judged like anything else, labels or not."""
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(folder, tmp_path / "broken") / "model.safetensors"
+    weights = load_file(broken)
+    weights["classifier.bias"].fill_(float("nan"))
+    save_file(weights, broken, {"format": "pt"})
+    path = write(tmp_path / "usual.jsonl", rows_of(scorer, 100, 34))
+    result = monitor(place, version(), broken.parent, SETTINGS, File(path))
+    assert {"confidence", "quality"} <= drifted(result)
+    assert "100 are no numbers" in result["windows"][0]["findings"]["confidence"]["text"]
 
 
 def test_a_look_leaves_nothing(tmp_path, place, folder):
@@ -419,34 +317,67 @@ def desk(tmp_path_factory, empty_store, night, folder) -> Desk:
     run = runs.open_night(home, store.experiment(home, "tiny"), NIGHT)
     tags = {"overnight.night": NIGHT, "overnight.config": "tiny.yaml"}
     facts = {"inputs": ("text",), "example": {"text": ["a"]}, "metrics": {"macro_f1": 0.9}}
-    registry.register(home, "tiny", folder, run_id=run, tags=tags, **facts)
-    registry.set_alias(home, "tiny", registry.CHAMPION, 1)
+    for name in ("tiny", "heard"):
+        registry.register(home, name, folder, run_id=run, tags=tags, **facts)
+        registry.set_alias(home, name, registry.CHAMPION, 1)
     facts = {"name": "tiny", "model": {"base": "b"}, "data": {"source": "s"}, "monitor": {"window": 50, "windows": 3}}
     (place / "tiny.yaml").write_text(yaml.safe_dump(facts))
     return Desk(place, place / "home")
 
 
 def test_the_event_arrives_at_prefect(desk, prefect_api):
-    """An alarm is an event about the model's resource on the server; the windows it was about raise no second one."""
+    """An alarm is an event about the model's resource, once something listens, and it is raised once."""
     write(desk.folder / "other.jsonl", [{"text": text} for text in other_texts(150)])
-    told = desk.run("tiny", "other.jsonl", api=prefect_api)
-    assert "3 of the last 3 windows drifted" in told.stdout and "told Prefect: event overnight.drift" in told.stdout
+    trigger = {"type": "event", "posture": "Reactive", "expect": ["overnight.drift"], "threshold": 1, "within": 0}
+    trigger["match"] = {"prefect.resource.id": "overnight.model.heard"}
+    automation = {"name": "heard", "enabled": False, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
+    made = httpx.post(f"{prefect_api}/automations/", json=automation).raise_for_status().json()["id"]
+    told = desk.run("heard", "other.jsonl", api=prefect_api)
+    assert "3 of the last 3 windows drifted" in told.stdout
+    assert (
+        "told nobody: no deployment of heard listens (overnight deploy); to retrain: overnight run tiny.yaml --force"
+        in told.stdout
+    )
+    httpx.patch(f"{prefect_api}/automations/{made}", json={"enabled": True}).raise_for_status()
+    told = desk.run("heard", "other.jsonl", api=prefect_api)
+    assert "ALARM" in told.stdout and "told Prefect: event overnight.drift" in told.stdout, "the alarm was not spent"
+    assert latest(desk.home, "heard")["told"] == "Prefect: event overnight.drift"
+    told = desk.run("heard", "other.jsonl", api=prefect_api)
+    assert "ALARM" not in told.stdout and "\ntold " not in told.stdout
+    httpx.delete(f"{prefect_api}/automations/{made}").raise_for_status()
 
     def events() -> list[dict]:
-        body = {"filter": {"event": {"name": ["overnight.drift"]}, "resource": {"id": ["overnight.model.tiny"]}}}
-        request = urllib.request.Request(
-            f"{prefect_api}/events/filter", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            found = json.load(response)["events"]  # other tests of this server send theirs
-        return [event for event in found if "recent" in event["payload"]]
+        body = {"filter": {"event": {"name": ["overnight.drift"]}, "resource": {"id": ["overnight.model.heard"]}}}
+        return list(httpx.post(f"{prefect_api}/events/filter", json=body).json()["events"])
 
     deadline = time.monotonic() + 30
     while not events() and time.monotonic() < deadline:
         time.sleep(0.2)
     (event,) = events()
     assert event["payload"]["version"] == 1 and event["payload"]["recent"] == {"drifted": 3, "windows": 3}
-    assert latest(desk.home, "tiny")["told"] == "Prefect: event overnight.drift"
+
+
+def test_a_server_that_fails_spends_no_alarm(desk):
+    """Prefect is up but refuses: the result is kept, and says what to type."""
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path.endswith("/health") else 500)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    write(desk.folder / "third.jsonl", [{"text": text} for text in other_texts(150, seed=9)])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = desk.run("tiny", "third.jsonl", api=f"http://127.0.0.1:{server.server_port}/api")
+        server.shutdown()
+    assert (
+        "ALARM" in told.stdout and "told nobody: Prefect: " in told.stdout and "overnight run tiny.yaml" in told.stdout
+    )
+    assert latest(desk.home, "tiny")["fired"] and latest(desk.home, "tiny")["told"].startswith("nobody: Prefect: ")
 
 
 def test_without_a_server_the_command_is_told(desk):
@@ -460,18 +391,54 @@ def test_without_a_server_the_command_is_told(desk):
     assert latest(desk.home, "tiny")["fired"]
 
 
+def test_a_rollback_begins_anew(desk):
+    """What drifted before the champion changed is not held against the one that is back."""
+    from overnight.tracking import ledger
+
+    write(desk.folder / "before.jsonl", [{"text": text} for text in other_texts(150, seed=8)])
+    assert json.loads(desk.run("tiny", "before.jsonl", "--json").stdout)["fired"]
+    ledger.record(desk.home, "tiny", "rollback", from_version=2, to_version=1, reason="back")
+    result = json.loads(desk.run("tiny", "--json").stdout)
+    assert not result["fired"] and result["recent"] == {"drifted": 0, "windows": 0}
+
+
+def test_settings_of_another_version_of_overnight(desk, tmp_path):
+    """Where the config is gone, that of the night counts; one that is no longer valid is as good as none."""
+    night = desk.root / "nights" / NIGHT / "config.json"
+    os.rename(desk.folder / "tiny.yaml", tmp_path / "tiny.yaml")
+    try:
+        for facts, path in (
+            ({"monitor": {"window": 60}, "gone": 1}, str(night)),
+            ({"monitor": {"w": 1}}, "the defaults"),
+        ):
+            write_json(night, facts)
+            assert json.loads(desk.run("tiny", "--dry-run", "--json").stdout)["settings"] == path
+    finally:
+        night.unlink()
+        os.rename(tmp_path / "tiny.yaml", desk.folder / "tiny.yaml")
+
+
 def test_the_command_complains_in_one_line(desk):
     """Unknown models, and a file where traffic is watched."""
     assert "no such model" in desk.run("tinny", code=2).stderr
     assert "leave FILE out" in desk.run("tiny", "more.jsonl", "--watch", "5", code=2).stderr
+    assert "no such model" in desk.run("tinny", "--watch", "1", code=2).stderr
 
 
 def test_watching_goes_on_until_it_is_ended(desk, scorer):
-    """`--watch` judges what has come meanwhile; ctrl-c ends it as it should."""
+    """`--watch` judges what has come meanwhile, whatever failed in between; ctrl-c ends it as it should."""
     watching = Command(["monitor", "tiny", "--watch", "1"], desk.environment, desk.folder)
-    while "windows" not in watching.stdout:
+    while "window" not in watching.stdout:
+        assert watching._process.is_alive(), watching.stderr
         time.sleep(0.05)
+    config = desk.folder / "tiny.yaml"
+    right = config.read_text()
+    config.write_text("nonsense")
     log(desk.home, scorer, make_rows(60, seed=41).text)
+    watching.until("tiny.yaml")
+    time.sleep(2.5)
+    assert watching.stderr.count("tiny.yaml") == 1, "said once"
+    config.write_text(right)
     watching.until("traffic: 50 rows judged")
     watching.signal(signal.SIGINT)
     assert watching.wait() == 0 and "ended" in watching.stderr

@@ -11,13 +11,14 @@ import typer
 
 from overnight.cli import app
 from overnight.cli.output import AsJson, ModelName, print_json, print_table, when
-from overnight.errors import Complaint, UserError
+from overnight.errors import Complaint, NightFailed, OvernightError, UserError
 from overnight.home import Home, read_json
 from overnight.services import prefect_server, server_process
 
 if TYPE_CHECKING:
     from overnight.config.operations import Monitor
     from overnight.monitor.judge import File
+    from overnight.monitor.traffic import Cursor
     from overnight.tracking.registry import Version
 
 
@@ -47,26 +48,50 @@ def monitor(
         raise UserError(Complaint("--watch", "watches logged scores; leave FILE out", str(file)))
     labelled = None if file is None else File(file, pairs("--column", columns), encoding)
     home = Home.from_environment()
+
+    def look() -> dict[str, Any]:
+        result = _once(home, name, labelled, not dry_run, quiet=as_json)
+        if as_json:
+            print_json(result)
+        else:
+            _show(result)
+        return result
+
+    if watch is None:
+        look()
+    else:
+        _watch(look, home.root / "scored" / name, watch)
+
+
+def _watch(look: Callable[[], dict[str, Any]], folder: Path, seconds: float) -> None:
+    """Looks whenever there are new lines; what hinders a look hinders none of the next ones, and is told once."""
+    from overnight.monitor.traffic import end
+
+    began, told = False, ""
+    settled: list[Cursor | None] | None = None
     try:
         while True:
-            result = _once(home, name, labelled, not dry_run, quiet=as_json)
-            if as_json:
-                print_json(result)
-            else:
-                _show(result)
-            if watch is None:
-                return
-            time.sleep(watch)
+            now = [end(folder)]
+            if now != settled:
+                try:
+                    result = look()
+                    unheard = str(result["told"]).startswith("nobody")  # told again until somebody listens
+                    began, settled, told = True, None if unheard else now, ""
+                except OvernightError as error:
+                    if isinstance(error, UserError) and not began:  # a name that is none will not become one
+                        raise
+                    if str(error) != told:
+                        typer.echo(str(error), err=True)
+                    began, told = True, str(error)
+            time.sleep(seconds)
     except KeyboardInterrupt:
-        if watch is None:
-            raise
         typer.echo("ended", err=True)  # as it is meant to
 
 
 def _once(home: Home, name: str, labelled: File | None, keep: bool, quiet: bool) -> dict[str, Any]:
     from overnight.monitor.run import monitor as judge
     from overnight.monitor.state import alarmed, save
-    from overnight.tracking import registry, store
+    from overnight.tracking import ledger, registry, store
 
     store.prepare(home)
     version = registry.champion(home, name)
@@ -76,18 +101,20 @@ def _once(home: Home, name: str, labelled: File | None, keep: bool, quiet: bool)
     settings, path = _settings(home, version)
     folder = registry.download(home, version)
     progress: Callable[[dict[str, Any]], None] = (lambda record: None) if quiet else _tell
-    result = judge(home, version, folder, settings, labelled, keep=keep, progress=progress)
+    since = max((entry.time for entry in ledger.read(home, name) if entry.action in ledger.MOVES), default=0.0)
+    result = judge(home, version, folder, settings, labelled, since=since, keep=keep, progress=progress)
     result["settings"] = path
     result["told"] = None
-    if result["fired"]:
-        command = f"overnight run {version.tags.get('overnight.config', 'CONFIG')} --force"
-        if not keep:
-            result["told"] = "nobody: --dry-run"
-        elif _raise_alarm(home, name, result):
+    if result["fired"] and not keep:
+        result["told"] = "nobody: --dry-run"
+    elif result["fired"]:
+        why = _raise_alarm(home, name, result)
+        if why is None:
             alarmed(home, name, version.number, result["time"])
             result["told"] = "Prefect: event overnight.drift"
         else:
-            result["told"] = f"nobody: no Prefect server runs; to retrain: {command}"
+            command = f"overnight run {version.tags.get('overnight.config', 'CONFIG')} --force"
+            result["told"] = f"nobody: {why}; to retrain: {command}"
     if keep:
         save(home, result)
     return result
@@ -95,8 +122,10 @@ def _once(home: Home, name: str, labelled: File | None, keep: bool, quiet: bool)
 
 def _settings(home: Home, version: Version) -> tuple[Monitor, str]:
     """The `monitor:` section of the model's config: as the file says now, else as it was in the champion's night."""
+    from pydantic import ValidationError
+
     from overnight import problems
-    from overnight.config import Config, load_config
+    from overnight.config import load_config
     from overnight.config.operations import Monitor
 
     path = version.tags.get("overnight.config", "")
@@ -104,19 +133,27 @@ def _settings(home: Home, version: Version) -> tuple[Monitor, str]:
         return load_config(path, problems=problems.roles()).monitor, path
     then = home.nights / version.tags.get("overnight.night", "") / "config.json"
     found = read_json(then)
-    return (Config.model_validate(found).monitor, str(then)) if found else (Monitor(), "the defaults")
+    if found:
+        try:
+            return Monitor.model_validate(found.get("monitor") or {}), str(then)
+        except ValidationError:  # of another version of overnight
+            pass
+    return Monitor(), "the defaults"
 
 
-def _raise_alarm(home: Home, name: str, result: dict[str, Any]) -> bool:
-    """Sends the event to the Prefect server that is configured or runs already; False when there is none."""
+def _raise_alarm(home: Home, name: str, result: dict[str, Any]) -> str | None:
+    """Sends the event to the Prefect server that is configured or runs already; why nobody was told, or None."""
     if home.prefect_api is None and server_process(home.prefect / "server.json") is None:
-        return False
-    with prefect_server(home):
-        from flows.drift import tell_drift
+        return "no Prefect server runs"
+    try:
+        with prefect_server(home):
+            from flows.drift import tell_drift
 
-        facts = {key: result[key] for key in ("version", "source", "rule", "recent", "text")}
-        tell_drift(name, facts)
-    return True
+            facts = {key: result[key] for key in ("version", "source", "rule", "recent", "text")}
+            heard = tell_drift(name, facts)
+    except NightFailed as error:
+        return str(error)
+    return None if heard else f"no deployment of {name} listens (overnight deploy)"
 
 
 def _tell(record: dict[str, Any]) -> None:
@@ -144,6 +181,8 @@ def _show(result: dict[str, Any]) -> None:
             )
     if result["waiting"]:
         typer.echo(f"{result['waiting']:,} rows wait for their window to fill")
+    if result["unjudged"]:
+        typer.echo(f"{result['unjudged']:,} rows were not judged: there was nothing to compare them with")
     if result["missing"]:
         typer.echo(f"! {result['missing']}")
     typer.echo(result["text"])

@@ -16,7 +16,7 @@ from overnight.home import Home, read_json, write_json, write_text
 Record = dict[str, Any]
 
 KEPT = 1000
-"""Windows and alarms that are remembered, the newest."""
+"""Windows and alarms that are remembered, the newest; half of them at most from one look."""
 
 
 def folder_of(home: Home, name: str) -> Path:
@@ -30,18 +30,32 @@ def records(home: Home, name: str) -> list[Record]:
 
 
 def merged(history: Sequence[Record], found: Sequence[Record]) -> list[Record]:
-    """With new records; a window that was judged before is not counted twice: the new judgement takes its place."""
-    new = {record["key"] for record in found}
-    return [*(record for record in history if record["key"] not in new), *found]
+    """With new records; a window that was judged before is not counted twice: the new judgement takes its place.
+
+    Its place too, so that an alarm that was raised about it is not raised again.
+    """
+    by_key = {record["key"]: record for record in history} | {record["key"]: record for record in found}
+    return list(by_key.values())
 
 
 def remember(home: Home, name: str, found: Sequence[Record]) -> list[Record]:
     """Adds windows or alarms to those that are kept; returns them all."""
-    history = merged(records(home, name), found)[-KEPT:]  # read anew: judging takes minutes, and others judge too
+    # read anew: judging takes minutes, and others judge too; of a large file what will be known again when it is judged
+    # once more
+    history = _cut(merged(records(home, name), found[-(KEPT // 2) :]))
     home.folder("monitor", name)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in history]
     write_text(folder_of(home, name) / "windows.jsonl", "".join(lines))
     return history
+
+
+def _cut(history: Sequence[Record]) -> list[Record]:
+    """The newest; of each version also what says where its traffic goes on, and its last alarm."""
+    last: dict[tuple[int, str], int] = {}
+    for place, record in enumerate(history):
+        last |= {(record["version"], what): place for what in ("cursor", "alarm") if record.get(what)}
+    kept = set(last.values())
+    return [record for place, record in enumerate(history) if place >= len(history) - KEPT or place in kept]
 
 
 def alarmed(home: Home, name: str, version: int, now: float) -> None:
@@ -49,18 +63,21 @@ def alarmed(home: Home, name: str, version: int, now: float) -> None:
     remember(home, name, [{"key": f"alarm {now}", "version": version, "alarm": now}])
 
 
-def recent(history: Sequence[Record], version: int, windows: int) -> list[Record]:
-    """The last windows of a version that no alarm has been raised about yet, at most so many, oldest first."""
-    since: list[Record] = []
+def recent(history: Sequence[Record], version: int, windows: int, since: float = 0.0) -> list[Record]:
+    """The last windows of a version that no alarm has been raised about yet, at most so many, oldest first.
+
+    Args:
+        since: when it became champion. What it scored before, as an earlier champion or a candidate, is not counted.
+    """
+    found: list[Record] = []
     for record in history:
-        if record["version"] == version:
-            since = [] if "alarm" in record else [*since, record]
-    return since[-windows:]
-
-
-def fires(history: Sequence[Record], version: int, *, windows: int, drifted: int) -> bool:
-    """The rule: at least `drifted` of the last `windows` windows have drifted."""
-    return sum(record["drifted"] for record in recent(history, version, windows)) >= drifted
+        if record["version"] != version:
+            continue
+        if "alarm" in record:
+            found = []
+        elif (record.get("until") or record.get("judged") or since) >= since:
+            found.append(record)
+    return found[-windows:]
 
 
 def save(home: Home, result: Mapping[str, Any]) -> None:
@@ -71,9 +88,10 @@ def save(home: Home, result: Mapping[str, Any]) -> None:
 def latest(home: Home, name: str) -> dict[str, Any] | None:
     """The last result of a model's monitor, as `overnight monitor --json` printed it; None before the first.
 
-    Keys: `model`, `version`, `time` (Unix seconds), `source`, `windows` (those judged in that run), `recent` (drifted
-    ones among those that the rule looked at, as `{"drifted": 2, "windows": 5}`), `rule`, `fired`, `told`, `text` (one
-    sentence), and `missing` where there was nothing to compare with.
+    Keys: `model`, `version`, `time` (Unix seconds), `source`, `windows` (those judged in that run), `waiting` and
+    `unjudged` (rows whose window is not full, and rows of which nothing could be told), `recent` (drifted ones among
+    those that the rule looked at, as `{"drifted": 2, "windows": 5}`), `rule`, `fired`, `told`, `text` (one sentence),
+    and `missing` where there was nothing to compare with.
     """
     found: dict[str, Any] | None = read_json(folder_of(home, name) / "latest.json")
     return found

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from overnight.data.normalise import normalise, repair
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}\.jsonl")
 
 Cursor = tuple[str, int]
 """File name and byte up to which the lines have been read."""
@@ -80,6 +83,17 @@ def traffic(folder: Path, version: int, size: int, roles: Sequence[str], after: 
     yield window
 
 
+def end(folder: Path) -> Cursor | None:
+    """Where the newest line ends; None before the first."""
+    days = _days(folder)
+    return (days[-1].name, days[-1].stat().st_size) if days else None
+
+
+def _days(folder: Path) -> list[Path]:
+    """The files of scored traffic, oldest first; what else lies there is none of ours."""
+    return sorted(path for path in folder.glob("*.jsonl") if _DAY.fullmatch(path.name))
+
+
 def _texts(text: Any, roles: Sequence[str]) -> dict[str, str] | None:
     """Role → text, as the model sees it; None when a line lacks one."""
     row = {roles[0]: text} if isinstance(text, str) and len(roles) == 1 else text
@@ -90,7 +104,7 @@ def _texts(text: Any, roles: Sequence[str]) -> dict[str, str] | None:
 
 def _lines(folder: Path, after: Cursor | None) -> Iterator[tuple[dict[str, Any], Cursor]]:
     """Whole lines and where each ends; a line that is still being written, or is none of ours, is left out."""
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in _days(folder):
         if after and path.name < after[0]:
             continue
         with open(path, "rb") as file:
