@@ -333,7 +333,10 @@ def _start_mlflow(home: Home, folder: Path) -> None:
     address = f"http://{LOOPBACK}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", home.tracking_uri, "--default-artifact-root", str(folder / "artifacts")]
-    start_server(command, folder / "server.json", folder / "server.log", f"{address}/health", {}, {"ui": address})
+    # what MLflow refuses unless told otherwise, and `overnight up` is told by: webhooks to this machine, unencrypted
+    environment = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    facts = {"ui": address}
+    start_server(command, folder / "server.json", folder / "server.log", f"{address}/health", environment, facts)
 
 
 def _await_health(address: str, process: subprocess.Popen[bytes] | None, log: Path | None, seconds: float) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 import httpx
 import psutil
@@ -129,7 +130,7 @@ def test_a_look_survives_what_it_cannot_mend(tmp_path, monkeypatch, capsys):
         home.folder(name, "start.lock")  # a folder cannot be opened
     worker = Worker([sys.executable, "-c", STUBBORN], tmp_path / "worker.log", {})
     try:
-        _Watch(home, worker, {}).look()
+        _Watch(home, worker, {}, SimpleQueue()).look()
         assert worker.alive
     finally:
         worker.end(seconds=0.5)
@@ -140,6 +141,7 @@ def test_a_look_survives_what_it_cannot_mend(tmp_path, monkeypatch, capsys):
 NIGHT = """
 import signal, sys, time
 from pathlib import Path
+from queue import SimpleQueue
 from flows.worker import end_with_worker
 
 def interrupt(*_):

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +24,7 @@ from rich.live import Live
 from overnight.cli import app
 from overnight.cli.schedule import Configs, scheduled, show_nights
 from overnight.config import Config
-from overnight.errors import NightFailed
+from overnight.errors import NightFailed, OvernightError
 from overnight.home import Home, redact
 
 LOOK_SECONDS = 5.0
@@ -42,7 +44,7 @@ def up(
         return
     from overnight import status
     from overnight.services import mlflow_server, prefect_server
-    from overnight.tracking import store
+    from overnight.tracking import store, webhooks
     from overnight.upkeep import Worker, holding
 
     with holding(home, configs=[os.path.abspath(path) for path in chosen]) as tell:
@@ -61,7 +63,7 @@ def up(
                     _say(f"{change['kind']} {change['what']}: {change['details']}")
             log = home.folder("prefect") / "worker.log"
             links = {"prefect": redact(api.removesuffix("/api")), "mlflow": redact(pages)}
-            with _stoppable() as stop:
+            with _stoppable() as stop, webhooks.moved_aliases(home, pages) as moved:
                 worker = Worker(
                     [sys.executable, "-m", "flows.worker"], log, {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
                 )
@@ -69,7 +71,7 @@ def up(
                     _show(links, log)
                     show_nights(status.next_nights(chosen, datetime.now(UTC)))
                     tell(ready=True, links=links)
-                    watch = _Watch(home, worker, chosen)
+                    watch = _Watch(home, worker, chosen, moved)
                     with _line(watch) as refresh:
                         while not stop.wait(LOOK_SECONDS):
                             watch.look()
@@ -104,8 +106,8 @@ def down() -> None:
 class _Watch:
     """Looks after servers and worker, and says what changes: also which nights begin and end."""
 
-    def __init__(self, home: Home, worker: Any, configs: dict[str, Config]):
-        self._home, self._worker, self._configs = home, worker, configs
+    def __init__(self, home: Home, worker: Any, configs: dict[str, Config], moved: SimpleQueue[str]):
+        self._home, self._worker, self._configs, self._moved = home, worker, configs, moved
         self._deaf: dict[str, float] = {}
         self._nights = self._states()
 
@@ -132,7 +134,7 @@ class _Watch:
             elif since is None:
                 self._deaf[name] = time.monotonic()
                 _say(f"{name} does not answer")
-        for line in (self._worker.tend(), *self._news()):
+        for line in (self._worker.tend(), *self._news(), *self._observed()):
             if line:
                 _say(line)
 
@@ -159,6 +161,24 @@ class _Watch:
         for night, state in self._nights.items():
             if before.get(night) != state:
                 yield f"{night}: {state}"
+
+    def _observed(self) -> Iterator[str]:
+        """What became of champions that somebody set in MLflow's pages."""
+        from overnight.scoring import smoke_in_child
+        from overnight.tracking import ledger
+
+        names = {self._moved.get() for _ in range(self._moved.qsize())}
+        for name in sorted(names):
+            try:
+                entry = ledger.observe(self._home, name, smoke=partial(smoke_in_child, self._home))
+                doubt = ledger.doubt(self._home, name)
+            except OvernightError as error:  # the next night looks again
+                yield f"{name}: {error}"
+                continue
+            if entry is not None:
+                yield f"{name}: version {entry.to_version} became champion by other means"
+                if doubt:
+                    yield f"{name}: {doubt}"
 
 
 def _detach(home: Home, configs: list[str]) -> None:

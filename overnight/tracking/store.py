@@ -83,7 +83,12 @@ def _client(uri: str, process: int) -> MlflowClient:
 
 def client(home: Home) -> MlflowClient:
     """The client of the home's store; `prepare` comes first."""
-    return _client(home.tracking_uri, os.getpid())
+    return client_of(home.tracking_uri)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """The client of a store or server."""
+    return _client(uri, os.getpid())
 
 
 @contextmanager
