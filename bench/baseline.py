@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from overnight import problems
 from overnight.evaluation import compare, evaluate
 
 
@@ -39,11 +40,12 @@ def main(folder: Path) -> None:
     ]
     ours = json.loads((folder / "evaluation" / "predictions.json").read_text())["candidate"]
     targets = test.label.tolist()
+    problem, facts = problems.get("sequence-classification"), {"labels": labels}
     print(f"{len(seen):,} rows to learn from, {len(test):,} test rows")
     for name, predictions in (("TF-IDF + logistic regression", theirs), ("candidate", ours)):
-        f1 = evaluate(targets, predictions, labels=labels)["metrics"]["macro_f1"]
+        f1 = evaluate(problem, facts, targets, predictions, metric="macro_f1")["metrics"]["macro_f1"]
         print(f"{name:30} macro F1 {f1['value']:.4f} [{f1['low']:.4f}, {f1['high']:.4f}]")
-    gain = compare(targets, ours, theirs, labels=labels)["gain"]
+    gain = compare(problem, facts, targets, ours, theirs, metric="macro_f1")["gain"]
     print(f"{'difference':30}          {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]")
 
 

@@ -145,8 +145,8 @@ def _ours(side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str
     )
     samples = len(train) * training.epochs
     speed = samples / (samples / result["samples_per_second"] + beforehand)
-    logits = predict(texts.PROBLEM, folder / "best", rows["test"], facts)
-    metrics = texts.PROBLEM.metrics(test.label.tolist(), texts.PROBLEM.decode(logits, facts), facts)
+    outputs = predict(texts.PROBLEM, folder / "best", rows["test"], facts)
+    metrics = texts.PROBLEM.metrics(test.label.tolist(), texts.PROBLEM.decode(outputs, facts), facts)
     return {
         "samples_per_second": speed,
         "tokens_per_second": speed * float(rows["train"].lengths.mean()),

@@ -190,8 +190,8 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
         for trial in found:
             if trial["validation"] < max(t["validation"] for t in found if t["at"] <= trial["at"]):
                 continue  # never the choice
-            logits = predict(texts.PROBLEM, trial_folder(night, trial["number"]) / BEST, rows, facts)
-            metrics = texts.PROBLEM.metrics(test.label.tolist(), texts.PROBLEM.decode(logits, facts), facts)
+            outputs = predict(texts.PROBLEM, trial_folder(night, trial["number"]) / BEST, rows, facts)
+            metrics = texts.PROBLEM.metrics(test.label.tolist(), texts.PROBLEM.decode(outputs, facts), facts)
             trial["test"] = metrics["macro_f1"]
         best = max(found, key=lambda trial: trial["validation"])
     return {"seconds": seconds, "validation": best["validation"], "test": best["test"], "found": found, "ended": times}

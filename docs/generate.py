@@ -87,7 +87,10 @@ def _section(path: str, facts: Mapping[str, Any], definitions: Mapping[str, Any]
                 keys = definitions[_name(entry)]
                 yield from _table(keys["properties"], (), f"{path}.{key}.{name}.", definitions)
                 yield ""
-        for inside, label in ((value.get("items"), "[]"), (value.get("additionalProperties"), ".<field>")):
+        parts = [(value.get("items"), "[]"), (value.get("additionalProperties"), ".<field>")]
+        if "$ref" in value and not _is_group(value, definitions):
+            parts.append((value, ""))
+        for inside, label in parts:
             if isinstance(inside, dict) and "$ref" in inside:
                 entry = definitions[_name(inside)]
                 yield from ("", f"### `{path}.{key}{label}`", "", " ".join(entry["description"].split()), "")
@@ -117,6 +120,8 @@ def _table(
     yield "| key | type | default | limits | meaning |"
     yield "|---|---|---|---|---|"
     for key, facts in keys.items():
+        if "$ref" in facts:  # a section of its own
+            continue
         default = "**required**" if key in required else _default(facts.get("default"))
         meaning = " ".join(facts.get("description", "").split())
         cells = (f"`{prefix}{key}`", _kind(facts), default, ", ".join(_limits(facts)), meaning)

@@ -16,6 +16,7 @@ from overnight.data.store import read_columns
 from overnight.errors import DataRefused
 from overnight.home import Home
 from overnight.lineage import version_tags
+from overnight.newbase import with_base
 from overnight.nights import Night, last_accepted
 from overnight.processes import cores
 from overnight.schedule import Turn
@@ -42,11 +43,15 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
     with night.stage("split"):
         sides = split(clean, config.split, config.problem, folder / "rows")
         facts = problem.facts(read_columns(sides.paths["train"], problem.required_roles))
+        if problem.generates:
+            facts |= {"generation": model.generation.model_dump()}
         counts = {"split": sides.rows, "near_duplicates": sides.near_duplicates}
         night.update(data={**night.record["data"], **counts}, facts=facts)
         metric = problem.check_metric(config.evaluation.metric or problem.default_metric, facts)
 
     with night.stage("tokenize"):
+        bases = home.data / config.name / "bases"
+        model = with_base(model, sides.paths["train"], problem.text_roles, bases, rows.fingerprint)
         tokens = tokenize(sides, config.problem, model, facts, home.data / config.name / "tokens")
 
     with night.stage("search"):
@@ -61,7 +66,8 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
         )
         direction: Direction = "minimize" if metric in problem.lower_is_better else "maximize"
         limits = within(config.search, turn, home, config.name)
-        found = search(home, folder, config.name, limits, config.training, job, direction)
+        folds = config.evaluation.cross_validation
+        found = search(home, folder, config.name, limits, config.training, job, direction, folds)
         night.update(search=found, metric=metric)
 
     with night.stage("evaluate"):
@@ -73,17 +79,18 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
             home,
             config.name,
             candidate,
+            Path(tokens["validation"].folder),
             Path(sides.paths["test"]),
             folder / "evaluation",
             config.problem,
-            facts["labels"],
+            facts,
             metric,
             config.evaluation,
             config.data.slices,
             len(cores()),
         )
         ours, champion = {"trial": found["best"], "evaluation": judged["candidate"]}, judged["champion"]
-        night.update(candidate=ours, champion=champion, comparison=judged["comparison"])
+        night.update(candidate=ours, champion=champion, comparison=judged["comparison"], elsewhere=judged["elsewhere"])
 
     with night.stage("register"):
         tags = version_tags(night.record)

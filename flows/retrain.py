@@ -30,6 +30,7 @@ from overnight.processes import warm_up
 from overnight.schedule import Turn
 from overnight.services import set_quiet_environment
 from overnight.tracking import registry
+from overnight.tracking.bases import on_its_base
 from tasks.approval import after_decision
 from tasks.care import cleaned_afterwards, reconcile, report
 from tasks.data import ingest
@@ -69,6 +70,7 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
             with timed(stages, "reconcile"):
                 reconcile(home, config.name)
             announce_untold(home, config)
+            config, base = on_its_base(home, config)
             with timed(stages, "ingest"):
                 rows = ingest(config.data, config.problem, home.data / config.name, f"{config_path}: data")
         why = None if force else unchanged(home, config, rows.fingerprint, lambda: registry.champion(home, config.name))
@@ -81,7 +83,8 @@ def retrain(config_path: str, overrides: list[str] | None = None, force: bool = 
         try:
             with night:
                 runs = [*night.record.get("flow_runs", []), flow_run.get_id()]
-                night.update(data=asdict(rows), lineage=lineage_of(config_path), flow_runs=runs)
+                lineage = lineage_of(config_path) | ({"base": base} if base else {})
+                night.update(data=asdict(rows), lineage=lineage, flow_runs=runs)
                 night.update(**_circumstances(home, config.name, turn))
                 reach_decision(home, config, night, rows, turn)
                 hours, deployed = config.promotion.approval_hours, bool(deployment.id)

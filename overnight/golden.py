@@ -57,7 +57,8 @@ def check_golden(folder: Path, scorer: Scorer) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NightFailed(Complaint("smoke test", f"{path} cannot be read ({error})")) from None
     wrong, furthest = compare(expected, scorer.predict_texts(texts))
-    if wrong:
+    # written token by token, an answer can go another way from one rounding on
+    if wrong > (len(texts) // 4 if scorer.problem.generates else 0):
         then, now = (", ".join(map(str, made.values())) for made in (computed, _computed(scorer)))
         rule = f"{wrong} of {len(texts)} golden texts are answered otherwise than when the model was made"
         how = f"scores up to {furthest:.3g} away where {TOLERANCE:g} is allowed (made with {then}; here {now})"
@@ -77,8 +78,9 @@ def golden_texts(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], max_l
 def compare(expected: Sequence[Any], got: Sequence[Any]) -> tuple[int, float]:
     """How many predictions differ, and the largest difference of a number in them.
 
-    A prediction is what a problem's `decode` gives: numbers may be `TOLERANCE` apart, all else must be equal. A label
-    may change where the two labels' scores are so close that the tolerance alone can swap them.
+    A prediction is what a problem's `decode` gives: numbers may be `TOLERANCE` apart (large ones that share of their
+    size), all else must be equal. A label may change where the two labels' scores are so close that the tolerance alone
+    can swap them.
     """
     wrong, furthest = abs(len(expected) - len(got)), 0.0
     for ours, theirs in zip(expected, got, strict=False):
@@ -129,7 +131,7 @@ def _swapped_back(ours: Any, theirs: Any) -> Any:
 
 
 def _apart(ours: float, theirs: float) -> float:
-    apart = abs(ours - theirs)
+    apart = abs(ours - theirs) / max(1.0, abs(ours))
     return apart if math.isfinite(apart) else 0.0 if ours == theirs else math.inf
 
 

@@ -10,20 +10,12 @@ from overnight import problems
 from overnight.config import Data, Model, Validation
 from overnight.data.ingest import Ingested, ingest
 from overnight.expectations import Validated, validate_rows
+from overnight.newbase import NEW
 
 
 def read_rows(data: Data, problem: str, folder: Path, where: str) -> Ingested:
     """Ingests the columns that the problem needs; arguments and errors as `overnight.data.ingest.ingest`."""
-    kind = problems.get(problem)
-    return ingest(
-        data,
-        folder,
-        required_roles=kind.required_roles,
-        optional_roles=kind.optional_roles,
-        text_roles=kind.text_roles,
-        target=kind.target,
-        where=where,
-    )
+    return ingest(data, folder, problems.get(problem), where=where)
 
 
 def judge_rows(
@@ -47,8 +39,10 @@ def judge_rows(
         slices=slices,
         text_roles=kind.text_roles,
         target=kind.target,
+        labelled=kind.labelled,
         max_length=model.max_length,
-        tokenizer=load_tokenizer(resolve_base(model.base), model.revision),
+        # of a base that is made of these rows there is none yet
+        tokenizer=None if model.base == NEW else load_tokenizer(resolve_base(model.base), model.revision),
         previous=previous,
         folder=folder,
         docs_folder=docs_folder,

@@ -12,6 +12,7 @@ from overnight import problems
 from overnight.config import Config
 from overnight.errors import Complaint, NightFailed
 from overnight.home import Home
+from overnight.newbase import NEW, make, settings_of
 from overnight.nights import DECIDED, night_records
 from overnight.processes import run_child
 from overnight.search.places import Places, look_around, this_machine
@@ -58,7 +59,7 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
     facts["lines"] = {
         "source": f"{rows.source} ({rows.encoding or 'no encoding'})",
         "rows": f"{rows.rows:,} of {rows.source_rows:,}; about {train:,} to train on, before refusals",
-        "labels": ", ".join(f"{label} {count:,}" for label, count in rows.labels.items()),
+        **({"labels": ", ".join(f"{label} {count:,}" for label, count in rows.labels.items())} if rows.labels else {}),
         "speed": f"{speed:.0f} samples/s (from {facts['speed_from']})",
         "trials": f"{config.search.wanted}, each at most {trial / 60:.1f} min; bad ones are pruned",
         "search": f"at most {search / 60:.1f} min; {places}",
@@ -100,7 +101,14 @@ def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float
     whole = [i for i in range(len(columns[problem.target])) if all(columns[name][i] for name in columns)]
     batch = {name: [values[i] for i in whole[:MEASURE_ROWS]] for name, values in columns.items()}
     facts = problem.facts(batch)
-    base = ModelReference(resolve_base(config.model.base), config.model.revision)
+    if problem.generates:
+        facts |= {"generation": config.model.generation.model_dump()}
+    if config.model.base == NEW:
+        roles = list(problem.text_roles)
+        make(folder, base=str(folder / "base"), train=rows, roles=roles, settings=settings_of(config.model))
+        base = ModelReference(str(folder / "base"))
+    else:
+        base = ModelReference(resolve_base(config.model.base), config.model.revision)
     tokenizer = load_tokenizer(base.base, base.revision)
     tokens = data.write(folder / "tokens", [problem.encode(tokenizer, batch, facts, config.model.max_length)], {})
     begun: list[float] = []
@@ -134,5 +142,8 @@ def _weights(config: Config) -> int:
     """Bytes of the base model's weights; 0 where only the hub knows."""
     from overnight.training.models import resolve_base
 
+    if config.model.base == NEW:
+        wanted = config.model.new
+        return 4 * (wanted.vocabulary * wanted.width + 12 * wanted.layers * wanted.width**2)
     folder = Path(resolve_base(config.model.base))
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,14 @@ LATENCY_ROWS = 200
 
 
 def score_models(
-    folder: Path, *, models: dict[str, str], rows: str, text_roles: list[str], candidate: str | None = None
+    folder: Path,
+    *,
+    models: dict[str, str],
+    rows: str,
+    text_roles: list[str],
+    candidate: str | None = None,
+    validation: str | None = None,
+    timed: bool = True,
 ) -> dict[str, Any]:
     """Scores every row with every model; runs in a child process.
 
@@ -31,6 +39,8 @@ def score_models(
         rows: Parquet file with the text columns.
         text_roles: columns that hold the texts.
         candidate: name of the model whose folder also gets a golden set.
+        validation: tokenized rows by which the candidate is tuned first, where its problem has something to tune.
+        timed: whether latency is measured.
 
     Returns:
         {"latency": {model: …}}: measured in turns on the same rows, so that a noisy machine hits both alike.
@@ -42,12 +52,30 @@ def score_models(
 
     texts = parquet.read_table(rows, columns=text_roles).to_pylist()
     scorers = {name: Scorer(path) for name, path in models.items()}
+    if candidate is not None and validation is not None:
+        _tune(scorers[candidate], Path(models[candidate]), validation)
     predictions = {name: scorer.predict_texts(texts) for name, scorer in scorers.items()}
     (folder / PREDICTIONS).write_text(json.dumps(predictions))
     if candidate is not None:
         write_golden(Path(models[candidate]), scorers[candidate])
+    if not timed:
+        return {}
     measured = latencies({name: s.predict_texts for name, s in scorers.items()}, texts[:LATENCY_ROWS], repeats=15)
     return {"latency": measured}
+
+
+def _tune(scorer: Scorer, folder: Path, validation: str) -> None:
+    from overnight.training import data
+    from overnight.training.card import write_card
+    from overnight.training.predict import forward
+
+    problem, facts = scorer.problem, scorer.card.facts
+    if problem.tunes:
+        rows = data.open(validation)
+        outputs = forward(problem, scorer.model, rows, facts=facts)
+        facts = problem.tuned(outputs, problem.targets(rows, facts), facts, rows)
+        scorer.card = replace(scorer.card, facts=facts)
+        write_card(folder, scorer.card)
 
 
 SMOKE_TEXT = "A short text, to see that the model answers."
@@ -68,17 +96,15 @@ def examine(scorer: Scorer, folder: Path) -> dict[str, int]:
     """The smoke test of a loaded model: a short, an empty and a very long text, then its golden texts.
 
     Raises:
-        NightFailed: an answer is not one finite probability a label that sum to 1, or the golden texts are answered
-            otherwise than on the night the model was made.
+        NightFailed: an answer is none (`Problem.broken`), or the golden texts are answered otherwise than on the night
+            the model was made.
     """
-    import math
-
     row = dict.fromkeys(scorer.problem.text_roles, SMOKE_TEXT)
     answers = scorer.predict_texts([row, dict.fromkeys(row, ""), dict.fromkeys(row, SMOKE_TEXT * 500)])
     for answer in answers:
-        numbers = list(answer["scores"].values())
-        if not all(map(math.isfinite, numbers)) or abs(sum(numbers) - 1) > 1e-3:
-            raise NightFailed(Complaint("smoke test", "the scores of a text must be probabilities", str(numbers)))
+        broken = scorer.problem.broken(answer)
+        if broken:
+            raise NightFailed(Complaint("smoke test", broken, str(answer)[:500]))
     return {"answers": len(answers), "golden": check_golden(folder, scorer)}
 
 

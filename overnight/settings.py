@@ -81,6 +81,12 @@ class Training:
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights the loss of a class by the inverse of its share of the training rows."""
 
+    method: Literal["full", "lora", "frozen"] = "full"
+    """What is trained: all that is not frozen; low-rank adapters beside it, merged at the end; or the head alone."""
+
+    lora_rank: AtLeastOne = 8
+    """Width of the adapters of `method: lora`; they count with twice that as their scale (alpha)."""
+
     freeze_layers: Count = 0
     """Number of encoder layers, counted from the bottom, that are not trained."""
 

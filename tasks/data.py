@@ -73,7 +73,8 @@ def validate(
 def split(clean: Validated, shares: Split, problem: str, folder: Path) -> Splitted:
     """Puts each row on its side."""
     kind = problems.get(problem)
-    sides = split_rows(clean.path, shares, folder, text_roles=kind.text_roles, target=kind.target)
+    target = kind.target if kind.labelled else None
+    sides = split_rows(clean.path, shares, folder, text_roles=kind.split_roles or kind.text_roles, target=target)
     counts = [{"side": side, "rows": rows, **sides.labels.get(side, {})} for side, rows in sides.rows.items()]
     table("split", counts, "Rows a side; withheld rows are near-duplicates of a more protected side")
     return sides

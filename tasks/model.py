@@ -15,7 +15,9 @@ from overnight import problems
 from overnight.config import Evaluation as EvaluationSection
 from overnight.config import Promotion
 from overnight.evaluation import Comparison, Evaluation, compare, evaluate
+from overnight.generalisation import Carried, judge_elsewhere
 from overnight.home import Home
+from overnight.problems.base import Facts
 from overnight.processes import run_child
 from overnight.progress import emit
 from overnight.promotion import Decision, decide
@@ -25,7 +27,7 @@ from overnight.tracking import ledger, registry
 from overnight.tracking.night import night_run, pages_of
 from overnight.tracking.registry import Version
 from overnight.tracking.store import TrackingUnavailable
-from tasks.artifacts import markdown
+from tasks.artifacts import markdown, table
 
 AWAY: list[float] = [5, 20, 60, 120, 300]
 """Seconds between the attempts while a server does not answer: minutes in all, as a restart takes."""
@@ -47,10 +49,11 @@ def judge(
     home: Home,
     name: str,
     candidate: Path,
+    validation: Path,
     test: Path,
     folder: Path,
     problem: str,
-    labels: list[str],
+    facts: Facts,
     metric: str,
     section: EvaluationSection,
     slices: tuple[str, ...],
@@ -58,8 +61,12 @@ def judge(
 ) -> dict[str, Any]:
     """Scores candidate and champion on the same test rows and compares them.
 
+    Args:
+        validation: tokenized rows, for what is tuned after training; `test`: Parquet file.
+
     Returns:
-        {"candidate": Evaluation, "champion": {"version", "evaluation"} | None, "comparison": Comparison | None}
+        {"candidate": Evaluation, "champion": {"version", "evaluation"} | None, "comparison": Comparison | None,
+        "elsewhere": [Carried]}
     """
     import pandas as pd
 
@@ -69,32 +76,36 @@ def judge(
     if champion:
         models["champion"] = str(registry.download(home, champion))
     roles = list(kind.text_roles)
-    scored = run_child(
-        score_models, folder, threads, models=models, rows=str(test), text_roles=roles, candidate="candidate"
-    )
+    options: dict[str, Any] = {"rows": str(test), "text_roles": roles, "validation": str(validation)}
+    scored = run_child(score_models, folder, threads, models=models, candidate="candidate", **options)
     predictions = json.loads((folder / PREDICTIONS).read_text())
     rows = pd.read_parquet(test)
-    targets = rows[kind.target].astype(str).tolist()
+    targets = [kind.truth(cell) for cell in rows[kind.target]]
     columns = {name: rows[name].tolist() for name in slices}
-    options: dict[str, Any] = {"metric": metric, "confidence": section.confidence, "resamples": section.resamples}
+    options = {"metric": metric, "confidence": section.confidence, "resamples": section.resamples}
 
     def evaluation(name: str) -> Evaluation:
         latency = scored["latency"][name]
-        return evaluate(targets, predictions[name], labels=labels, slices=columns, latency=latency, **options)
+        return evaluate(kind, facts, targets, predictions[name], slices=columns, latency=latency, **options)
 
     found: dict[str, Any] = {"candidate": evaluation("candidate"), "champion": None, "comparison": None}
     if champion:
-        known = json.loads((Path(models["champion"]) / "overnight.json").read_text())["facts"].get("labels", labels)
+        theirs = json.loads((Path(models["champion"]) / "overnight.json").read_text())["facts"]
         found["champion"] = {"version": champion.number, "evaluation": evaluation("champion")}
         found["comparison"] = compare(
+            kind,
+            facts,
             targets,
             predictions["candidate"],
             predictions["champion"],
-            labels=labels,
-            champion_labels=known,
+            champion_facts=theirs,
             lower_is_better=metric in kind.lower_is_better,
             **options,
         )
+    sets = judge_elsewhere(section.also_on, kind, facts, models, folder / "elsewhere", threads, options)
+    if sets:
+        table("also_on", list(map(_row, sets)), f"{metric} on data of elsewhere")
+    found["elsewhere"] = sets
     markdown("evaluation", _evaluation_markdown(found["candidate"]), f"The candidate on {len(targets):,} test rows")
     return found
 
@@ -199,13 +210,21 @@ def _describe(home: Home, version: Version, decision: Decision, record: Mapping[
 
 
 def _evaluation_markdown(evaluation: Evaluation) -> str:
-    picture = base64.b64encode(confusion_matrix_png(evaluation)).decode()
     rows = [
         f"| {name} | {_number(m['value'])} | {_number(m['low'])} | {_number(m['high'])} |"
         for name, m in evaluation["metrics"].items()
     ]
-    head = ["| metric | value | low | high |", "|---|---|---|---|"]
-    return "\n".join([f"![confusion matrix](data:image/png;base64,{picture})", "", *head, *rows])
+    lines = ["| metric | value | low | high |", "|---|---|---|---|", *rows]
+    if evaluation["confusion"]:
+        picture = base64.b64encode(confusion_matrix_png(evaluation["confusion"])).decode()
+        lines = [f"![confusion matrix](data:image/png;base64,{picture})", "", *lines]
+    return "\n".join(lines)
+
+
+def _row(one: Carried) -> dict[str, Any]:
+    """A set of other data, for a table artifact."""
+    values = {of: _number((one[of] or {"value": None})["value"]) for of in ("champion", "candidate")}
+    return {"data": one["name"], "rows": one["rows"], "left out": one["left_out"], **values, "why not": one["error"]}
 
 
 def _number(value: float | None) -> str:

@@ -19,6 +19,7 @@ from overnight.home import Home
 from overnight.processes import accept_children, cores, end_children, run_child
 from overnight.progress import emit
 from overnight.report import trials_rows
+from overnight.search.crossing import cross_validate
 from overnight.search.places import Place, Places, look_around, this_machine
 from overnight.search.study import Direction, Study
 from overnight.search.trial import BEST, Job, compute_features, run_trial, trial_folder, write_params
@@ -58,9 +59,19 @@ def trial(
 
 @task(name="search", cache_policy=NO_CACHE)
 def search(
-    home: Home, night_folder: Path, model: str, search: Search, training: Training, job: Job, direction: Direction
+    home: Home,
+    night_folder: Path,
+    model: str,
+    search: Search,
+    training: Training,
+    job: Job,
+    direction: Direction,
+    folds: int | None = None,
 ) -> dict[str, Any]:
     """Runs trials until their number or the time is used up; leaves one checkpoint, the best trial's.
+
+    Args:
+        folds: of a cross-validation with the best parameters, which comes afterwards.
 
     Raises:
         NightFailed: when no trial finished.
@@ -130,6 +141,8 @@ def search(
     if not study.counts["finished"]:
         raise NightFailed(Complaint("search", "no trial finished", failures[-1] if failures else f"{study.counts}"))
     best = study.best()
+    best_training = with_parameters(training, best.params)
+    crossed = cross_validate(night_folder / "folds", job, best_training, folds) if folds else None
     rows = study.rows()
     table("trials", trials_rows(cast(Any, rows)), f"{len(rows)} trials; the best is number {best.number}")
     return {
@@ -141,6 +154,7 @@ def search(
         "trials": rows,
         "counts": study.counts,
         "importances": study.importances(),
+        "folds": crossed,
         "seconds": round(time.monotonic() - begun, 2),
         "preparation_seconds": round(beforehand, 2),
         "places": str(places),

@@ -159,7 +159,7 @@ def test_scores_that_are_no_numbers_are_an_error(tmp_path, place, folder, monkey
 
     nan = float("nan")
     answer = {"label": "bad", "score": nan, "scores": {"bad": nan}}
-    monkeypatch.setattr(SequenceClassification, "decode", lambda self, logits, facts: [answer] * len(logits))
+    monkeypatch.setattr(SequenceClassification, "decode", lambda self, outputs, *_: [answer] * len(outputs))
     score(place, folder, write(tmp_path / "in.csv", [{"text": "a"}]), tmp_path / "out.jsonl")
     (row,) = read(tmp_path / "out.jsonl")
     assert row["label"] is None and "no finite numbers" in row["error"]

@@ -11,20 +11,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
+from overnight import problems
 from overnight.errors import NightFailed, UserError
-from overnight.evaluation import compare, evaluate, label_tally, latencies
-from overnight.evaluation.bootstrap import Tally, resample, resample_pair
+from overnight.evaluation import compare, evaluate, latencies
+from overnight.evaluation.bootstrap import resample, resample_pair
 from overnight.evaluation.slices import slice_masks
+from overnight.problems.labels import label_tally
+from overnight.tally import Tally
 
 # a busy machine is no reason to fail
 relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+PROBLEM = problems.get("sequence-classification")
 LABELS = ["bad", "good", "plain"]
 
 
 def predictions_of(labels, score=0.8, known=LABELS):
     rest = (1 - score) / (len(known) - 1)
     return [{"label": x, "score": score, "scores": {k: score if k == x else rest for k in known}} for x in labels]
+
+
+def judged(targets, predictions, labels=LABELS, metric="macro_f1", **options):
+    return evaluate(PROBLEM, {"labels": labels}, targets, predictions, metric=metric, **options)
+
+
+def compared(targets, candidate, champion, labels=LABELS, metric="macro_f1", **options):
+    return compare(PROBLEM, {"labels": labels}, targets, candidate, champion, metric=metric, **options)
 
 
 def draw(rows: int, right: float, seed: int, known=LABELS) -> tuple[list[str], list[str]]:
@@ -66,10 +78,8 @@ def test_counted_metrics_equal_scikit_learn(drawn):
 
 def test_counted_metrics_equal_the_problems():
     """The search optimises what the gate compares: same names, same values."""
-    from overnight.problems.sequence_classification import SequenceClassification
-
     targets, guesses = draw(300, 0.6, seed=2)
-    of_problem = SequenceClassification().metrics(targets, predictions_of(guesses), {"labels": LABELS})
+    of_problem = PROBLEM.metrics(targets, predictions_of(guesses), {"labels": LABELS})
     assert label_tally(targets, guesses, LABELS).values() == pytest.approx(of_problem)
 
 
@@ -87,7 +97,7 @@ def test_each_resample_equals_scikit_learn_on_the_drawn_rows():
 def test_interval_agrees_with_drawing_rows():
     """Multinomial counts give the interval that drawing rows with replacement gives."""
     targets, guesses = draw(200, 0.6, seed=4)
-    ours = evaluate(targets, predictions_of(guesses), labels=LABELS, resamples=4000)["metrics"]["accuracy"]
+    ours = judged(targets, predictions_of(guesses), resamples=4000)["metrics"]["accuracy"]
     right = np.array([t == g for t, g in zip(targets, guesses, strict=True)])
     plain = right[np.random.default_rng(1).integers(0, 200, size=(4000, 200))].mean(axis=1)
     assert (ours["low"], ours["high"]) == pytest.approx(tuple(np.quantile(plain, (0.025, 0.975))), abs=0.008)
@@ -120,7 +130,7 @@ def test_chunks_change_nothing_but_memory(monkeypatch):
 def test_evaluation_is_json_and_whole():
     """The record survives JSON, has every metric inside its interval, and counts every row once."""
     targets, guesses = draw(400, 0.7, seed=5)
-    found = evaluate(targets, predictions_of(guesses), labels=LABELS, slices={"topic": ["a", "b"] * 200})
+    found = judged(targets, predictions_of(guesses), slices={"topic": ["a", "b"] * 200})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     names = {"accuracy"} | {f"{a}_{m}" for a in ("macro", "weighted") for m in ("precision", "recall", "f1")}
     names |= {f"{m}/{label}" for m in ("precision", "recall", "f1") for label in LABELS}
@@ -133,7 +143,7 @@ def test_evaluation_is_json_and_whole():
 
 def test_label_that_only_the_rows_have():
     """A label the model cannot say counts as wrong rows, not as an error of ours; a class without rows has no F1."""
-    found = evaluate(["a", "a", "new"], predictions_of(["a", "a", "a"], known=["a", "b"]), labels=["a", "b"])
+    found = judged(["a", "a", "new"], predictions_of(["a", "a", "a"], known=["a", "b"]), labels=["a", "b"])
     assert found["labels"] == ["a", "b", "new"]
     assert found["metrics"]["recall/new"]["value"] == 0
     assert found["metrics"]["f1/b"] == {"value": None, "low": None, "high": None}
@@ -143,17 +153,17 @@ def test_label_that_only_the_rows_have():
 def test_no_rows_and_unknown_metric_are_refused():
     """No test rows: the night fails. A metric that does not exist: the user is told the nearest one."""
     with pytest.raises(NightFailed, match="no test rows"):
-        evaluate([], [], labels=LABELS)
+        judged([], [])
     with pytest.raises(UserError, match="did you mean macro_f1"):
-        evaluate(["good"], predictions_of(["good"]), labels=LABELS, metric="makro_f1")
+        judged(["good"], predictions_of(["good"]), metric="makro_f1")
     with pytest.raises(UserError, match="did you mean accuracy"):
-        compare(["good"], predictions_of(["good"]), predictions_of(["bad"]), labels=LABELS, metric="acuracy")
+        compared(["good"], predictions_of(["good"]), predictions_of(["bad"]), metric="acuracy")
 
 
 def test_calibration_of_known_scores():
     """80 % confidence and 60 % accuracy is an error of 0.2; Brier and log-loss are their definitions'."""
     targets = ["good"] * 60 + ["bad"] * 40
-    found = evaluate(targets, predictions_of(["good"] * 100), labels=LABELS)["calibration"]
+    found = judged(targets, predictions_of(["good"] * 100))["calibration"]
     assert found["expected_calibration_error"] == pytest.approx(0.2)
     assert found["bins"] == [{"low": 0.8, "high": 0.9, "rows": 100, "confidence": pytest.approx(0.8), "accuracy": 0.6}]
     assert found["brier"] == pytest.approx(0.6 * (0.2**2 + 2 * 0.1**2) + 0.4 * (0.8**2 + 0.9**2 + 0.1**2))
@@ -165,7 +175,7 @@ def test_scores_that_are_no_numbers_are_counted():
     """NaN scores leave no calibration and are counted, so that the gate can refuse them."""
     rows = predictions_of(["good", "bad"])
     rows[1]["scores"]["good"] = float("nan")
-    found = evaluate(["good", "bad"], rows, labels=LABELS)
+    found = judged(["good", "bad"], rows)
     assert found["broken_predictions"] == 1 and found["calibration"] is None
     json.dumps(found, allow_nan=False)
 
@@ -173,7 +183,7 @@ def test_scores_that_are_no_numbers_are_counted():
 def test_equal_predictions_differ_by_exactly_nothing():
     """A tie is exact: no rounding ever makes a gain of it."""
     targets, guesses = draw(300, 0.6, seed=6)
-    found = compare(targets, predictions_of(guesses), predictions_of(guesses, score=0.5), labels=LABELS)
+    found = compared(targets, predictions_of(guesses), predictions_of(guesses, score=0.5))
     assert all(m == {"value": 0.0, "low": 0.0, "high": 0.0} for m in found["differences"].values())
     assert (found["probability"], found["changed"], found["fixed"], found["broken"]) == (0.0, 0, 0, 0)
 
@@ -185,8 +195,8 @@ def test_comparison_is_paired():
     better = list(guesses)
     for i in wrong[:12]:
         better[i] = targets[i]
-    found = compare(targets, predictions_of(better), predictions_of(guesses), labels=LABELS)
-    alone = [evaluate(targets, predictions_of(g), labels=LABELS)["metrics"]["macro_f1"] for g in (better, guesses)]
+    found = compared(targets, predictions_of(better), predictions_of(guesses))
+    alone = [judged(targets, predictions_of(g))["metrics"]["macro_f1"] for g in (better, guesses)]
     assert found["gain"]["low"] > 0 and found["probability"] == 1.0
     assert alone[0]["low"] < alone[1]["high"]
     assert (found["changed"], found["fixed"], found["broken"]) == (12, 12, 0)
@@ -202,13 +212,11 @@ def test_comparison_mirrors(seed):
     theirs = draw(80, 0.5, seed)[1]
     sums = [label_tally(targets, g, LABELS) for g in (ours, theirs)]
     value = sums[0].values()["macro_f1"] - sums[1].values()["macro_f1"]
-    one = compare(targets, predictions_of(ours), predictions_of(theirs), labels=LABELS, resamples=200)
-    other = compare(targets, predictions_of(theirs), predictions_of(ours), labels=LABELS, resamples=200)
+    one = compared(targets, predictions_of(ours), predictions_of(theirs), resamples=200)
+    other = compared(targets, predictions_of(theirs), predictions_of(ours), resamples=200)
     assert one["gain"]["value"] == pytest.approx(value) and other["gain"]["value"] == pytest.approx(-value)
     assert (one["fixed"], one["broken"]) == (other["broken"], other["fixed"])
-    mirrored = compare(
-        targets, predictions_of(ours), predictions_of(theirs), labels=LABELS, resamples=200, lower_is_better=True
-    )
+    mirrored = compared(targets, predictions_of(ours), predictions_of(theirs), resamples=200, lower_is_better=True)
     assert mirrored["gain"]["value"] == pytest.approx(-value)
     assert mirrored["gain"]["low"] <= mirrored["gain"]["high"]
 
@@ -226,13 +234,17 @@ def test_champion_of_other_labels():
     """Rows of a label the champion was never told count as wrong for it, and are counted for the reader."""
     targets = ["a"] * 30 + ["b"] * 30 + ["new"] * 10
     champion = predictions_of(["a"] * 30 + ["b"] * 25 + ["old"] * 5 + ["a"] * 10, known=["a", "b", "old"])
-    found = compare(
-        targets, predictions_of(targets), champion, labels=["a", "b", "new"], champion_labels=["a", "b", "old"]
+    found = compared(
+        targets,
+        predictions_of(targets),
+        champion,
+        labels=["a", "b", "new"],
+        champion_facts={"labels": ["a", "b", "old"]},
     )
     assert (found["unknown_labels"], found["unknown_rows"]) == (["new"], 10)
     assert found["classes"]["new"]["value"] == 1.0
     assert found["fixed"] == 15
-    counted = evaluate(targets, champion, labels=["a", "b", "new"])["confusion"]
+    counted = judged(targets, champion, labels=["a", "b", "new"])["confusion"]
     assert counted["columns"][-1] == "(other)" and sum(row[-1] for row in counted["counts"]) == 5
 
 
@@ -265,7 +277,7 @@ def test_slice_metric_is_that_of_its_rows():
     """The line of a slice is the evaluation of its rows alone."""
     targets, guesses = draw(300, 0.6, seed=8)
     column = ["x" if i % 3 else "y" for i in range(300)]
-    found = evaluate(targets, predictions_of(guesses), labels=LABELS, slices={"col": column})["slices"]
+    found = judged(targets, predictions_of(guesses), slices={"col": column})["slices"]
     for line in found:
         rows = [i for i in range(300) if column[i] == line["value"]]
         alone = sklearn_metrics([targets[i] for i in rows], [guesses[i] for i in rows], LABELS)
@@ -293,6 +305,6 @@ def test_bootstrap_is_fast():
     """2,000 resamples of 900 rows stay far below a second; a call of scikit-learn for each would take ten."""
     targets, guesses = draw(900, 0.7, seed=9)
     begun = time.process_time()
-    evaluate(targets, predictions_of(guesses), labels=LABELS)
-    compare(targets, predictions_of(guesses), predictions_of(draw(900, 0.6, seed=9)[1]), labels=LABELS)
+    judged(targets, predictions_of(guesses))
+    compared(targets, predictions_of(guesses), predictions_of(draw(900, 0.6, seed=9)[1]))
     assert time.process_time() - begun < 2

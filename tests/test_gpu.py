@@ -111,8 +111,8 @@ def test_learns(tmp_path, tiny_model, tiny_rows, precision, frozen):
     )
     assert result["precision"] == precision and result["value"] > 0.8 and result["peak_memory_mb"] > 0
     assert 0 < result["device_memory_share"] < 1
-    logits = predict(PROBLEM, tmp_path / "run" / "best", sides["validation"], facts)
-    metrics = PROBLEM.metrics(PROBLEM.targets(sides["validation"], facts), PROBLEM.decode(logits, facts), facts)
+    outputs = predict(PROBLEM, tmp_path / "run" / "best", sides["validation"], facts)
+    metrics = PROBLEM.metrics(PROBLEM.targets(sides["validation"], facts), PROBLEM.decode(outputs, facts), facts)
     assert metrics["macro_f1"] == pytest.approx(result["value"], abs=0.03)
 
 

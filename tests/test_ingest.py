@@ -14,12 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overnight import problems
 from overnight.config import Data
 from overnight.data.ingest import ingest
 from overnight.data.normalise import canonical, labels_as_text, normalise, repair, row_digest, uniform
 from overnight.data.sample import quotas, sample_rows
 from overnight.data.store import write_table
 from overnight.errors import NightFailed, UserError
+
+PROBLEM = problems.get("sequence-classification")
 
 
 def save(path: Path, rows: list[dict]) -> Data:
@@ -45,7 +48,7 @@ def test_rows_are_written_with_ids_and_a_record(tmp_path):
         ],
     )
     data = data.model_copy(update={"slices": ("region",)})
-    made = ingest(data, tmp_path / "out")
+    made = ingest(data, tmp_path / "out", PROBLEM)
     assert json.loads(json.dumps(dataclasses.asdict(made)))["rows"] == 3
     assert (made.rows, made.source_rows, made.repaired, made.broken_rows, made.encoding) == (3, 3, 1, 0, "utf-8")
     assert made.labels == {"x": 1, "y": 1}
@@ -64,14 +67,14 @@ def test_rows_are_written_with_ids_and_a_record(tmp_path):
 def test_the_fingerprint_does_not_depend_on_order(tmp_path):
     """Another order or file format gives the same fingerprint and the same rows; one more copy gives another."""
     rows = rows_of(50)
-    one = ingest(save(tmp_path / "a.jsonl", rows), tmp_path / "out")
-    other = ingest(save(tmp_path / "b.jsonl", rows[::-1]), tmp_path / "other")
+    one = ingest(save(tmp_path / "a.jsonl", rows), tmp_path / "out", PROBLEM)
+    other = ingest(save(tmp_path / "b.jsonl", rows[::-1]), tmp_path / "other", PROBLEM)
     assert one.fingerprint == other.fingerprint
     keep = ["row_id", "text_id", "text", "label"]
     assert pq.read_table(one.path, columns=keep).equals(pq.read_table(other.path, columns=keep))
-    assert ingest(save(tmp_path / "c.jsonl", rows + rows[:1]), tmp_path / "out").fingerprint != one.fingerprint
+    assert ingest(save(tmp_path / "c.jsonl", rows + rows[:1]), tmp_path / "out", PROBLEM).fingerprint != one.fingerprint
     changed = [*rows[:-1], rows[-1] | {"label": "changed"}]
-    assert ingest(save(tmp_path / "d.jsonl", changed), tmp_path / "out").fingerprint != one.fingerprint
+    assert ingest(save(tmp_path / "d.jsonl", changed), tmp_path / "out", PROBLEM).fingerprint != one.fingerprint
 
 
 def test_a_sample_is_the_same_in_any_order_and_keeps_the_shares(tmp_path):
@@ -80,7 +83,7 @@ def test_a_sample_is_the_same_in_any_order_and_keeps_the_shares(tmp_path):
     data = save(tmp_path / "a.jsonl", rows).model_copy(update={"sample": 200})
     shuffled = random.Random(1).sample(rows, len(rows))
     again = save(tmp_path / "b.jsonl", shuffled).model_copy(update={"sample": 200})
-    one, other = ingest(data, tmp_path / "out"), ingest(again, tmp_path / "other")
+    one, other = ingest(data, tmp_path / "out", PROBLEM), ingest(again, tmp_path / "other", PROBLEM)
     assert one.fingerprint == other.fingerprint and (one.rows, one.source_rows) == (200, 1000)
     counts = Counter(row["label"] for row in rows)
     assert all(abs(one.labels[label] - count / 5) < 1 for label, count in counts.items())
@@ -132,7 +135,7 @@ def test_repair_undoes_mojibake_and_nothing_else(broken, whole):
 def test_repair_can_be_turned_off(tmp_path):
     """`repair: false` leaves the text as it was read."""
     data = save(tmp_path / "a.jsonl", [{"text": "donâ€™t", "label": "x"}, {"text": "b", "label": "y"}])
-    made = ingest(data.model_copy(update={"repair": False}), tmp_path / "out")
+    made = ingest(data.model_copy(update={"repair": False}), tmp_path / "out", PROBLEM)
     assert made.repaired == 0 and "donâ€™t" in pq.read_table(made.path).column("text").to_pylist()
 
 
@@ -202,7 +205,7 @@ def test_one_label_is_not_enough(tmp_path, label, got):
     """Data of one class, or without labels, is refused before anything is written."""
     data = save(tmp_path / "a.jsonl", [{"text": "one", "label": label}, {"text": "two", "label": None}])
     with pytest.raises(UserError) as caught:
-        ingest(data, tmp_path / "out", where="c.yaml: data")
+        ingest(data, tmp_path / "out", PROBLEM, where="c.yaml: data")
     assert str(caught.value).startswith("c.yaml: data → source: needs at least two labels")
     assert str(caught.value).endswith(f"got {got}")
     assert not (tmp_path / "out").exists()
@@ -232,7 +235,7 @@ def test_the_sentiment_file_is_read_as_it_is(tmp_path):
         columns={"label": "sentiment"},
         sample=6000,
     )
-    made = ingest(data, tmp_path)
+    made = ingest(data, tmp_path, PROBLEM)
     assert (made.rows, made.source_rows, made.encoding, made.broken_rows) == (6000, 38158, "windows-1252", 0)
     assert made.labels == {"negative": 2545, "neutral": 2361, "positive": 1094}
     assert made.repaired > 500

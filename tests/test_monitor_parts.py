@@ -92,7 +92,7 @@ def test_a_difference_that_is_certain_but_small_is_no_drift():
 
 def test_quality_is_a_drop_beyond_chance():
     """A worse metric counts, a better one does not, and the standard error is that of both sides."""
-    from overnight.evaluation import label_tally
+    from overnight.problems.labels import label_tally
 
     draw = np.random.default_rng(5)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from overnight import problems
 from overnight.config import Promotion
 from overnight.evaluation import compare, evaluate
 from overnight.promotion import decide
@@ -173,15 +174,17 @@ def test_real_predictions_through_evaluation_and_gate():
     targets = ["a", "b", "c"] * 100
     worse = [t if i % 4 else "a" for i, t in enumerate(targets)]
     latency = evaluation()["latency"]
+    problem, facts = problems.get("sequence-classification"), {"labels": ["a", "b", "c"]}
+    options = {"metric": "macro_f1", "resamples": 300}
 
     def rows(labels):
         return [{"label": x, "score": 1.0, "scores": {x: 1.0}} for x in labels]
 
     def judged(labels):
-        return evaluate(targets, rows(labels), labels=["a", "b", "c"], latency=latency, resamples=300)
+        return evaluate(problem, facts, targets, rows(labels), latency=latency, **options)
 
-    better = compare(targets, rows(targets), rows(worse), labels=["a", "b", "c"], resamples=300)
-    same = compare(targets, rows(worse), rows(worse), labels=["a", "b", "c"], resamples=300)
+    better = compare(problem, facts, targets, rows(targets), rows(worse), **options)
+    same = compare(problem, facts, targets, rows(worse), rows(worse), **options)
     assert decide(Promotion(), judged(targets), judged(worse), better).outcome == "promote"
     assert failed(decide(Promotion(), judged(worse), judged(worse), same)) == ["gain", "chance"]
 

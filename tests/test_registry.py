@@ -23,16 +23,19 @@ LABELS = ["bad", "good", "plain"]
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory, tiny_model) -> Path:
-    """A finished model folder: a real two-layer BERT with a head, its tokenizer and its card."""
+    """A finished model folder: a real two-layer BERT with a head, its tokenizer, its card and its golden set."""
     from overnight import problems
+    from overnight.golden import write_golden
     from overnight.settings import Training
     from overnight.training.card import Card, finish_model_folder
+    from overnight.training.predict import Scorer
 
     folder = tmp_path_factory.mktemp("finished") / "best"
     facts = {"labels": LABELS}
     problem = problems.get("sequence-classification")
     problem.load_model(str(tiny_model), facts, Training()).save_pretrained(folder)
     finish_model_folder(folder, Card(problem.name, facts, 64, "macro_f1"), str(tiny_model))
+    write_golden(folder, Scorer(folder))
     return folder
 
 

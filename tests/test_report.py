@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from overnight import problems
 from overnight.config import Promotion
 from overnight.evaluation import compare, evaluate
 from overnight.promotion import decide
@@ -54,10 +55,12 @@ def made(labels: tuple[str, ...], gain: float, mode: str) -> str:
     quantiles = {"p50": 8.1, "p95": 11.3}
     latency = {"single": quantiles, "batch": quantiles, "batch_size": 32, "repeats": 30}
     slices = {"airline": (["united", "delta"] * 200)}
+    problem, facts = problems.get("sequence-classification"), {"labels": labels}
+    options = {"metric": "macro_f1", "resamples": 200}
     one, other = (
-        evaluate(targets, rows, labels=labels, slices=slices, latency=latency, resamples=200) for rows in (ours, theirs)
+        evaluate(problem, facts, targets, rows, slices=slices, latency=latency, **options) for rows in (ours, theirs)
     )
-    comparison = compare(targets, ours, theirs, labels=labels, resamples=200)
+    comparison = compare(problem, facts, targets, ours, theirs, **options)
     decision = decide(Promotion(mode=mode, floor=0.5), one, other, comparison)
     trials = [
         {"number": 0, "state": "finished", "value": 0.71, "params": {"learning_rate": 4.2e-05, "epochs": 2},

@@ -451,7 +451,7 @@ def test_failed_smoke_test_keeps_the_old_version(home, caplog):
     with serving(home) as served:
         served.move(BROKEN)
         problem = until(lambda: served.ready()["problem"])
-        assert problem.startswith("version 4: cannot be served: smoke test: the scores")
+        assert problem.startswith("version 4: cannot be served: smoke test: the scores are no finite numbers")
         looked = served.service.follower.looked
         until(lambda: served.service.follower.looked > looked + 0.5)
         assert served.ready()["version"] == 1 and served.predict("a")["version"] == 1
@@ -479,7 +479,7 @@ def test_a_version_that_cannot_serve_is_not_kept_in_memory(home):
     registry.set_alias(home, "sentiment", registry.CHAMPION, BROKEN)
     for _ in range(2):  # found out, and told from memory
         follower.look()
-        assert follower.problem.startswith("version 4: cannot be served: smoke test: the scores")
+        assert follower.problem.startswith("version 4: cannot be served: smoke test: the scores are no finite numbers")
         assert loaded() == before
 
 

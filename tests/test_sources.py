@@ -23,7 +23,7 @@ PLAIN = "text,label\na fine day,good\nlost again,bad\n"
 def read(source: Path | str, **options):
     """The table of a source whose columns are called text and label unless `columns` says otherwise."""
     data = Data(source=str(source), **options)
-    return read_source(data, {role: data.columns.get(role, role) for role in ("text", "label")}, where="c.yaml: data")
+    return read_source(data, [{role: data.columns.get(role, role) for role in ("text", "label")}], where="c.yaml: data")
 
 
 def complaint(source: Path | str, **options) -> str:
@@ -264,7 +264,7 @@ def test_reading_a_file_imports_nothing_heavy(tmp_path):
     write(tmp_path / "a.csv", PLAIN)
     code = (
         "import sys; from overnight.config import Data; from overnight.data.sources import read_source\n"
-        f"read_source(Data(source={str(tmp_path / 'a.csv')!r}), {{'text': 'text', 'label': 'label'}})\n"
+        f"read_source(Data(source={str(tmp_path / 'a.csv')!r}), [{{'text': 'text', 'label': 'label'}}])\n"
         "print([m for m in ('torch', 'datasets', 'pandas', 'transformers') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -102,13 +102,13 @@ def test_learns_and_serves(run, rows, tiny_model, tiny_rows):
     assert result["value"] == result["metrics"]["macro_f1"] == max(e["value"] for e in result["evaluations"])
     best = run.folder / "learns" / "best"
     finish_model_folder(best, Card(PROBLEM.name, rows["facts"], 64, "macro_f1"), str(tiny_model))
-    logits = predict(PROBLEM, best, rows["validation"], rows["facts"])
+    outputs = predict(PROBLEM, best, rows["validation"], rows["facts"])
     assert PROBLEM.metrics(
-        PROBLEM.targets(rows["validation"], rows["facts"]), PROBLEM.decode(logits, rows["facts"]), rows["facts"]
+        PROBLEM.targets(rows["validation"], rows["facts"]), PROBLEM.decode(outputs, rows["facts"]), rows["facts"]
     ) == pytest.approx(result["metrics"])
     scorer = Scorer(best)
     scored = scorer.predict_texts([{"text": text} for text in tiny_rows.text[280:]])
-    assert [s["label"] for s in scored] == [rows["facts"]["labels"][code] for code in logits.argmax(1)]
+    assert [s["label"] for s in scored] == [rows["facts"]["labels"][code] for code in np.argmax(outputs, axis=1)]
     assert scorer.predict_texts([]) == []
 
 
@@ -346,6 +346,6 @@ def test_logits_come_in_the_order_of_the_rows(rows, tiny_model):
     model = PROBLEM.load_model(str(tiny_model), rows["facts"], SHORT)
     packed = Packed(model)
     together = forward(PROBLEM, packed, rows["few"])
-    alone = np.concatenate([forward(PROBLEM, packed, [rows["few"][i]]) for i in range(10)])
+    alone = [values for i in range(10) for values in forward(PROBLEM, packed, [rows["few"][i]])]
     np.testing.assert_allclose(together[:10], alone, atol=1e-5)
     assert model.training is False

@@ -132,7 +132,7 @@ def look(path: Path, encoding: str, roles: Mapping[str, str]) -> Input:
         raise UserError(Complaint(place, f"must be a file that ends in {', '.join(files.KINDS)}"))
     if not path.is_file():
         raise UserError(Complaint(place, "no such file"))
-    wanted = Wanted(roles, {}, (), place)
+    wanted = Wanted([roles], {}, (), place)
     if suffix in files.PARQUET:
         from pyarrow.parquet import ParquetFile
 

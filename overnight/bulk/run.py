@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from overnight import __version__, problems
 from overnight.bulk.inputs import Input, look
 from overnight.bulk.outputs import assemble
-from overnight.bulk.work import COLUMNS, MANIFEST, Progress, ScoreLines, Work
+from overnight.bulk.work import BEHIND, MANIFEST, Progress, ScoreLines, Work
 from overnight.data import files
 from overnight.errors import Complaint, UserError, nearest
 from overnight.home import Home, read_json
@@ -31,6 +31,7 @@ from overnight.home import Home, read_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from overnight.problems.base import Problem
     from overnight.tracking.registry import Version
 
 LOCK = "lock"
@@ -84,8 +85,9 @@ def score_file(
     began = time.monotonic()
     card = json.loads((folder / "overnight.json").read_text())
     check_target(target, force)
-    found = look(source, options.encoding, _roles(card["problem"], options.columns))
-    added = _added(card["facts"]["labels"], options, found.schema, source)
+    problem = problems.get(card["problem"])
+    found = look(source, options.encoding, _roles(problem, options.columns))
+    added = _added(problem.columns(card["facts"], options.scores), options, found.schema, source)
     parts = target.with_name(f"{target.name}.parts")
     with _alone(parts):
         manifest = _manifest(parts, found, version, options)
@@ -94,7 +96,8 @@ def score_file(
             from overnight.training.predict import Scorer
 
             lines = ScoreLines(home, version, log_texts) if log or log_texts else None
-            Work(found, parts, target.suffix, manifest, added, version).run(Scorer(folder), lines, progress)
+            work = Work(found, parts, target.suffix, manifest, added, version, options.scores)
+            work.run(Scorer(folder), lines, progress)
         whole = parts / f"whole{target.suffix}"
         assemble([parts / part["file"] for part in manifest["parts"]], whole, found.schema, added)
         os.replace(whole, target)
@@ -123,23 +126,22 @@ def check_target(target: Path, force: bool) -> None:
         raise UserError(Complaint(str(target), "exists already; --force replaces it"))
 
 
-def _roles(problem: str, columns: Mapping[str, str]) -> dict[str, str]:
-    roles = problems.get(problem).text_roles
+def _roles(problem: Problem, columns: Mapping[str, str]) -> dict[str, str]:
+    roles = problem.text_roles
     unknown = [role for role in columns if role not in roles]
     if unknown:
-        rule = f"not a text of {problem} ({', '.join(roles)})"
+        rule = f"not a text of {problem.name} ({', '.join(roles)})"
         raise UserError(*(Complaint("--column", rule, repr(role), nearest(role, roles)) for role in unknown))
     return {role: columns.get(role, role) for role in roles}
 
 
-def _added(labels: list[str], options: Options, schema: pa.Schema, source: Path) -> pa.Schema:
+def _added(columns: Mapping[str, type], options: Options, schema: pa.Schema, source: Path) -> pa.Schema:
     """The columns behind those of the input, in their order."""
     import pyarrow as pa
 
-    scores = [f"score_{label}" for label in labels] if options.scores else []
-    kinds = {"label": pa.string(), "model": pa.string(), "version": pa.int64(), "error": pa.string()}
-    names = [*COLUMNS[:2], *scores, *COLUMNS[2:]]
-    added = pa.schema([(options.prefix + name, kinds.get(name, pa.float64())) for name in names])
+    kinds = {str: pa.string(), float: pa.float64(), int: pa.int64()}
+    every = {**columns, **dict(zip(BEHIND, (str, int, str), strict=True))}
+    added = pa.schema([(options.prefix + name, kinds[kind]) for name, kind in every.items()])
     both = [name for name in added.names if name in schema.names]
     if both:
         rule = f"has columns of the names that are added ({', '.join(both)}); give these others, as --prefix predicted_"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import queue
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from overnight.processes import cores
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from overnight.problems.base import Prediction
+    from overnight.problems.base import Prediction, Problem
     from overnight.tracking.registry import Version
     from overnight.training.predict import Scorer
 
@@ -33,8 +32,8 @@ CHUNKS = {"cpu": (512, 65_536), "other": (2048, 8_000_000)}
 PART_SECONDS, PART_BYTES = 20.0, 2**26
 """A part is closed after either: what a kill costs, and what is held while the parts are put together."""
 MANIFEST = "manifest.json"
-COLUMNS = ("label", "score", "model", "version", "error")
-"""What is added to each row; the scores of all labels come behind the first two."""
+BEHIND = ("model", "version", "error")
+"""What is added to each row behind the columns of the problem."""
 SHOWN = 5
 """Errors that are told one by one."""
 
@@ -46,13 +45,21 @@ class Work:
     """The rows that are left, scored part by part; a part counts from the moment that the manifest names it."""
 
     def __init__(
-        self, found: Input, parts: Path, suffix: str, manifest: dict[str, Any], added: pa.Schema, version: Version
+        self,
+        found: Input,
+        parts: Path,
+        suffix: str,
+        manifest: dict[str, Any],
+        added: pa.Schema,
+        version: Version,
+        scores: bool,
     ):
         self.found, self.parts, self.suffix = found, parts, suffix
-        self.manifest, self.added, self.version = manifest, added, version
+        self.manifest, self.added, self.version, self.scores = manifest, added, version, scores
         self.done, self.errors = (sum(part[what] for part in manifest["parts"]) for what in ("rows", "errors"))
 
     def run(self, scorer: Scorer, lines: ScoreLines | None, progress: Progress) -> None:
+        self.problem, self.facts = scorer.problem, scorer.card.facts
         part, begun, before = None, 0.0, (0, 0)
         progress(self.done, self.found.rows, self.errors)
         with closing(_answers(scorer, self.found, self.done)) as answers:
@@ -64,7 +71,7 @@ class Work:
                 part.write(chunk, self._columns(chunk, predictions))
                 self._count(chunk)
                 if lines is not None:
-                    lines.add([text for text in chunk.texts if text], predictions, tokens)
+                    lines.add(scorer.problem, [text for text in chunk.texts if text], predictions, tokens)
                 full = time.monotonic() - begun > PART_SECONDS or path.stat().st_size > PART_BYTES
                 if full or self.done == self.found.rows:
                     part.close()
@@ -83,15 +90,16 @@ class Work:
         left = iter(predictions)
         answers = [next(left) if text else None for text in chunk.texts]
         for place, answer in enumerate(answers):
-            if answer and not all(map(math.isfinite, answer["scores"].values())):
-                answers[place], chunk.errors[place] = None, "the scores are no finite numbers"
+            broken = self.problem.broken(answer) if answer else None
+            if broken:
+                answers[place], chunk.errors[place] = None, broken
         rows = [self._row(answer, error) for answer, error in zip(answers, chunk.errors, strict=True)]
         return {name: list(cells) for name, cells in zip(self.added.names, zip(*rows, strict=True), strict=True)}
 
     def _row(self, answer: Prediction | None, error: str) -> list[Any]:
-        scores = len(self.added) - len(COLUMNS)
-        given = [answer["label"], answer["score"], *list(answer["scores"].values())[:scores]] if answer else []
-        return [*(given or [None] * (2 + scores)), self.version.name, self.version.number, error]
+        own = len(self.added) - len(BEHIND)
+        given = self.problem.cells(answer, self.facts, self.scores) if answer else [None] * own
+        return [*given, self.version.name, self.version.number, error]
 
     def _count(self, chunk: Chunk) -> None:
         told = self.manifest["first_errors"]
@@ -149,14 +157,17 @@ class ScoreLines:
         self.folder, self.version, self.texts = home.folder("scored", version.name), version.number, texts
         self._waiting: list[str] = []
 
-    def add(self, rows: list[dict[str, str]], predictions: list[Prediction], tokens: list[int]) -> None:
+    def add(
+        self, problem: Problem, rows: list[dict[str, str]], predictions: list[Prediction], tokens: list[int]
+    ) -> None:
         now = round(time.time(), 3)
         for row, answer, count in zip(rows, predictions, tokens, strict=True):
+            label, score = problem.gist(answer)
             line = {
                 "time": now,
                 "version": self.version,
-                "label": answer["label"],
-                "score": answer["score"],
+                "label": label,
+                "score": score,
                 "characters": sum(map(len, row.values())),
                 "tokens": count,
             }

@@ -51,7 +51,8 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fals
     from overnight.planning import plan_night
 
     with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder, shown(as_json):
-        facts = plan_night(Home.from_environment(), _load(config, overrides), f"{config}: data", Path(folder))
+        home = Home.from_environment()
+        facts = plan_night(home, _on_its_base(home, config, overrides), f"{config}: data", Path(folder))
     if as_json:
         print_json(facts)
     else:
@@ -64,7 +65,8 @@ def validate(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = 
     from overnight.intake import judge_rows, read_rows
     from overnight.nights import last_accepted
 
-    home, facts = Home.from_environment(), _load(config, overrides)
+    home = Home.from_environment()
+    facts = _on_its_base(home, config, overrides)
     with shown(as_json):
         rows = read_rows(facts.data, facts.problem, home.folder("data", facts.name), f"{config}: data")
         folder = home.folder("validations", facts.name)
@@ -107,15 +109,26 @@ def _load(path: str, overrides: list[str] | None) -> Config:
     return load_config(path, overrides or (), problems=problems.roles())
 
 
+def _on_its_base(home: Home, path: str, overrides: list[str] | None) -> Config:
+    """The config, with the folder of the version where its base is a registered model."""
+    from overnight.tracking.bases import on_its_base
+
+    return on_its_base(home, _load(path, overrides))[0]
+
+
 def _nothing_to_do(home: Home, config: Config, path: str) -> str | None:
     """Asked before a server is started: wrong data, a full disk and an unchanged night should cost seconds."""
     from overnight.intake import read_rows
+    from overnight.newbase import NEW
     from overnight.nights import unchanged
     from overnight.planning import check_disk
     from overnight.tracking import registry, store
+    from overnight.tracking.bases import on_its_base
     from overnight.training.models import resolve_base
 
-    resolve_base(config.model.base)
+    config, _ = on_its_base(home, config)
+    if config.model.base != NEW:
+        resolve_base(config.model.base)
     check_disk(home, config)
     rows = read_rows(config.data, config.problem, home.folder("data", config.name), f"{path}: data")
 

@@ -25,17 +25,60 @@ def training_value(field: str, value: Any) -> Any:
     return value if isinstance(value, int) and isinstance(found, float) else found
 
 
+class Generation(Section):
+    """How a model writes; the names are those of transformers."""
+
+    prefix: str = ""
+    """Put in front of every input, as T5 wants it: `"translate English to French: "`."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Longest answer in tokens."""
+    num_beams: Annotated[int, Field(ge=1, le=64)] = 1
+    """Beams of the search for the likeliest answer; 1 takes the likeliest token each time."""
+    length_penalty: float = 1.0
+    """With several beams: above 0 favours longer answers, below 0 shorter ones."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=20)] = 0
+    """Runs of so many tokens occur once in an answer; 0 allows repetitions."""
+
+
+class NewModel(Section):
+    """A model of random weights, and a tokenizer trained on the training rows."""
+
+    architecture: Literal["bert", "gpt2"] = "bert"
+    """`bert` with WordPiece, for all problems but text generation; `gpt2` with byte-level BPE, for that."""
+    layers: Annotated[int, Field(ge=1, le=96)] = 4
+    """Layers."""
+    width: Annotated[int, Field(ge=8, le=16384)] = 256
+    """Size of the hidden states; a multiple of `heads`."""
+    heads: Annotated[int, Field(ge=1, le=128)] = 4
+    """Attention heads of a layer."""
+    vocabulary: Annotated[int, Field(ge=300, le=500_000)] = 8000
+    """Tokens at most."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> NewModel:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        return self
+
+
 class Model(Section):
     """What is fine-tuned."""
 
     base: str
-    """The base model: `pkg://package/folder`, a folder, or a hub name (`google-bert/bert-base-uncased`)."""
+    """The base model: `pkg://package/folder`, a folder, a hub name (`google-bert/bert-base-uncased`), another of the
+    registry (`models:/name@champion`), or `new`: one that has read nothing yet."""
+
+    new: NewModel = NewModel()
+    """What a base that is `new` looks like."""
 
     revision: str | None = None
     """Commit or tag of a hub model; pin it, so that a night depends on nothing that moves."""
 
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
     """Longest input in tokens; what is longer is cut off."""
+
+    generation: Generation = Generation()
+    """How answers are written, where a problem writes texts."""
 
 
 class Data(Section):
@@ -47,8 +90,18 @@ class Data(Section):
     columns: dict[str, str] = {}
     """Role of the problem → name of the source's column, as `{text: body, label: topic}`; same names need no entry."""
 
+    replace: dict[str, dict[str, str]] = {}
+    """Role → cell of the source → what to read instead, as `{value: {bad: "-1", good: "1"}}`; other cells stay."""
+
+    pairs: Literal["next-sentence"] | None = None
+    """`next-sentence` makes pairs of sentences from the texts of the source: one that follows and one of elsewhere."""
+
     slices: tuple[str, ...] = ()
     """Columns of the source by whose values the evaluation is broken down."""
+
+    format: Literal["auto", "conll", "squad", "po"] = "auto"
+    """`auto` goes by the ending of the file's name; `conll`: a token a line, its tag last, a blank line between texts;
+    `squad`: questions in the JSON of SQuAD 1.1 or 2.0; `po`: gettext's catalogues, columns `text` and `target`."""
 
     encoding: str = "auto"
     """Text encoding of CSV, TSV, JSONL and text files; `auto` takes UTF-8 where it fits, else what is detected."""
@@ -321,6 +374,17 @@ class Search(Section):
         return self.trials if self.space else 1
 
 
+class Elsewhere(Section):
+    """Other data for the same problem: a `name`, and `data` with the keys of the section of that name. Labels must have
+    the names they have here; `replace` gives them these."""
+
+    name: str
+    """What the report calls it."""
+
+    data: Data
+    """Where its rows come from."""
+
+
 class Evaluation(Section):
     """How candidate and champion are compared."""
 
@@ -332,6 +396,13 @@ class Evaluation(Section):
 
     resamples: Annotated[int, Field(ge=200)] = 2000
     """Bootstrap resamples."""
+
+    cross_validation: Annotated[int, Field(ge=2, le=20)] | None = None
+    """Folds of the training rows on which the best parameters are tried again, each time a training; absent: none. The
+    report tells the spread; nothing is decided by it."""
+
+    also_on: tuple[Elsewhere, ...] = ()
+    """Other data that candidate and champion are shown too. The report tells how they do; nothing is decided by it."""
 
 
 class Promotion(Section):

@@ -17,6 +17,9 @@ from overnight.errors import Complaint, UserError
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 KINDS = (".csv", ".tsv", *JSON_LINES, *PARQUET)
+CONLL = (".conll", ".iob", ".iob2", ".bio")
+PO = (".po",)
+"""Read as `data.format: conll` and `po` by themselves; bulk scoring has no use for them."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,74 @@ def json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any], st
             yield number, row, ""
         else:
             yield number, {}, f"a {type(row).__name__} instead of an object"
+
+
+def parse_conll(text: str) -> Parsed:
+    """Sentences of a CoNLL text: a token a line, its tag in the last column, a blank line after each sentence.
+
+    Columns are separated by tabs, or else by any white space. Lines of `-DOCSTART-` and comments before a sentence
+    (`# …`, no tab, not tagged O) say nothing. Without a tag a token breaks its sentence.
+    """
+    parsed = Parsed(["tokens", "tags"])
+    tokens: list[str] = []
+    tags: list[str] = []
+    wrong: tuple[int, str] | None = None
+    for number, line in enumerate([*text.split("\n"), ""], start=1):  # not splitlines: tokens may hold its other ends
+        if line.strip():
+            cells = line.rstrip().split("\t") if "\t" in line else line.split()
+            comment = line.startswith("# ") and "\t" not in line and not tokens and cells[-1] != "O"
+            if comment or cells[0] == "-DOCSTART-":
+                continue
+            if len(cells) < 2:
+                wrong = wrong or (number, "a token without a tag")
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+        elif tokens:
+            if wrong:
+                parsed.broken.append(wrong)
+            else:
+                parsed.add([tokens, tags])
+            tokens, tags, wrong = [], [], None
+    return parsed
+
+
+def parse_squad(text: str) -> Parsed:
+    """Questions of a SQuAD file (1.1 or 2.0): `id`, `title`, `question`, `context`, `answers` ([]: it has none).
+
+    Raises:
+        ValueError: when it is no JSON of that form.
+    """
+    parsed = Parsed(["id", "title", "question", "context", "answers"])
+    try:
+        for article in json.loads(text)["data"]:
+            for paragraph in article["paragraphs"]:
+                for one in paragraph["qas"]:
+                    answers = [] if one.get("is_impossible") else one["answers"]
+                    found = [{"text": a["text"], "start": a["answer_start"]} for a in answers]
+                    parsed.add([one.get("id"), article.get("title"), one["question"], paragraph["context"], found])
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no SQuAD file: {type(error).__name__} {error}") from None
+    return parsed
+
+
+def parse_po(text: str) -> Parsed:
+    """Messages of a gettext catalogue that have a translation: `text`, `target`, `context`. Fuzzy, obsolete and plural
+    ones are left out.
+
+    Raises:
+        ValueError: when it is no such catalogue.
+    """
+    import polib
+
+    parsed = Parsed(["text", "target", "context"])
+    try:
+        entries = polib.pofile(text + "\n")  # what ends in a line break is never taken for the name of a file
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    for entry in entries:
+        if entry.translated() and not entry.msgid_plural and not entry.obsolete:
+            parsed.add([entry.msgid, entry.msgstr, entry.msgctxt])
+    return parsed
 
 
 def open_parquet(path: Path, place: str) -> tuple[list[str], Callable[[list[str]], Iterator[dict[str, list[Any]]]]]:

@@ -1,6 +1,6 @@
 """Reads a source into columns of text: files by name, glob or package, a folder a class, a Hugging Face dataset.
 
-    table = read_source(data, {"text": "body", "label": "topic"}, where="configs/topics.yaml: data")
+    table = read_source(data, [{"text": "body", "label": "topic"}], where="configs/topics.yaml: data")
 
 Nothing is guessed about the meaning of a cell: "NA" and "null" are texts, only an empty cell is absent.
 """
@@ -21,6 +21,8 @@ from overnight.references import resolve_package_path
 
 MAX_BROKEN = 0.01
 """Largest share of rows that may be unreadable; more means that the file is not what the config says."""
+
+PARSERS = {"conll": files.parse_conll, "squad": files.parse_squad, "po": files.parse_po}
 
 _HUB = re.compile(r"hf://(?P<name>[^:@]+)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
 _GLOB = re.compile(r"[*?\[]")
@@ -46,7 +48,8 @@ class Table:
 class Wanted:
     """The columns to look for, and how to complain about those that are missing."""
 
-    required: Mapping[str, str]
+    required: Sequence[Mapping[str, str]]
+    """Sets of columns, of which one must be there."""
     optional: Mapping[str, str]
     slices: Sequence[str]
     where: str
@@ -55,8 +58,10 @@ class Wanted:
         """Role or slice → column of the source; raises a UserError that names every column missing."""
         complaints = []
         found = {}
+        # the first of those sets of which the fewest columns are missing
+        required = min(self.required, key=lambda columns: sum(column not in available for column in columns.values()))
         for place, key, column in [
-            *((f"columns{ARROW}{role}", role, column) for role, column in self.required.items()),
+            *((f"columns{ARROW}{role}", role, column) for role, column in required.items()),
             *(("slices", column, column) for column in self.slices),
         ]:
             if column in available:
@@ -74,7 +79,7 @@ class Wanted:
 
 def read_source(
     data: Data,
-    required: Mapping[str, str],
+    required: Sequence[Mapping[str, str]],
     optional: Mapping[str, str] | None = None,
     *,
     where: str = "data",
@@ -83,7 +88,7 @@ def read_source(
 
     Args:
         data: the section of the config.
-        required: role → column that must be there.
+        required: role → column that must be there; of several such sets, one.
         optional: role → column that is read where it is there.
         where: the config's place, for complaints.
 
@@ -91,7 +96,8 @@ def read_source(
         UserError: for whatever is wrong with the source or its columns.
     """
     wanted = Wanted(required, optional or {}, data.slices, where)
-    table = Table({name: [] for name in [*required, *wanted.optional, *data.slices]})
+    names = dict.fromkeys([*(role for roles in required for role in roles), *wanted.optional, *data.slices])
+    table = Table({name: [] for name in names})
     place = f"{where}{ARROW}source"
     if data.source.startswith("hf://"):
         _read_hub(data, wanted, table, place)
@@ -101,7 +107,7 @@ def read_source(
             _read_folder(paths[0], data, wanted, table, place)
         else:
             for path in paths:
-                _read_file(path, data.encoding, wanted, table, place)
+                _read_file(path, data, wanted, table, place)
     _refuse_broken(table, data.source, place)
     if not table.source_rows:
         raise UserError(Complaint(place, "has a header but no rows", repr(data.source)))
@@ -111,7 +117,13 @@ def read_source(
 def _paths(source: str, place: str) -> list[Path]:
     """The files (of one kind, sorted) or the one folder behind a source."""
     if source.startswith("pkg://"):
-        return [resolve_package_path(source, place)]
+        # the folder above the first wildcard must be there, and the rest is a glob as any other
+        parts = source.removeprefix("pkg://").split("/")
+        plain = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
+        folder = resolve_package_path("pkg://" + "/".join(parts[:plain]), place)
+        if plain == len(parts):
+            return [folder]
+        source = str(folder.joinpath(*parts[plain:]))
     path = Path(source).expanduser()
     if not path.exists() and _GLOB.search(source):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -131,20 +143,29 @@ def _paths(source: str, place: str) -> list[Path]:
     return [path]
 
 
-def _read_file(path: Path, encoding: str, wanted: Wanted, table: Table, place: str) -> None:
+def _read_file(path: Path, data: Data, wanted: Wanted, table: Table, place: str) -> None:
     suffix = path.suffix.lower()
-    if suffix not in files.KINDS:
-        rule = f"must be a file that ends in {', '.join(files.KINDS)}, or a folder with a sub-folder a class"
+    own = {**dict.fromkeys(files.CONLL, "conll"), **dict.fromkeys(files.PO, "po")}
+    kind = own.get(suffix, "auto") if data.format == "auto" else data.format
+    if kind == "auto" and suffix not in files.KINDS:
+        kinds = ", ".join((*files.KINDS, *own))
+        rule = f"must be a file that ends in {kinds}, or a folder with a sub-folder a class"
         raise UserError(Complaint(place, rule, repr(str(path))))
-    if suffix in files.PARQUET:
+    if suffix in files.PARQUET and kind == "auto":
         available, batches = files.open_parquet(path, place)
         found = wanted.resolve(available, path.name)
         for columns in batches(list(dict.fromkeys(found.values()))):
             _extend(table, found, columns, count=len(next(iter(columns.values()))))
         return
-    text, used = encodings.decode(encodings.read_bytes(path, place), encoding, path, place)
+    text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
     table.encodings.add(used)
-    parsed = files.parse_json_lines(text) if suffix in files.JSON_LINES else files.parse_csv(text, suffix)
+    if kind in PARSERS:
+        try:
+            parsed = PARSERS[kind](text)
+        except ValueError as error:
+            raise UserError(Complaint(place, f"cannot be read as {kind} ({error})", repr(str(path)))) from None
+    else:
+        parsed = files.parse_json_lines(text) if suffix in files.JSON_LINES else files.parse_csv(text, suffix)
     # a file in which no line could be read has no columns to speak of: its broken lines say more
     found = wanted.resolve(parsed.names, path.name) if parsed.names or not parsed.broken else {}
     start = table.read
@@ -218,15 +239,26 @@ def _read_hub(data: Data, wanted: Wanted, table: Table, place: str) -> None:
         classes = {
             column: feature
             for column in set(found.values())
-            if isinstance(feature := split.features[column], datasets.ClassLabel)
+            if isinstance(feature := _inner(split.features[column]), datasets.ClassLabel)
         }
         narrow = split.select_columns(sorted(set(found.values()))).with_format("arrow")
         for batch in narrow.iter(batch_size=10_000):
             columns = batch.to_pydict()
             for column, feature in classes.items():
-                # -1 stands for "not labelled" in hub datasets
-                columns[column] = [None if v is None or v < 0 else feature.int2str(v) for v in columns[column]]
+                columns[column] = [_class_names(cell, feature) for cell in columns[column]]
             _extend(table, found, columns, count=batch.num_rows)
+
+
+def _inner(feature: Any) -> Any:
+    """What a list of a hub dataset holds; a feature that is no list as it is."""
+    return getattr(feature, "feature", feature)
+
+
+def _class_names(cell: Any, feature: Any) -> Any:
+    """Codes of classes, alone or in a list, as their names; -1 stands for "not labelled"."""
+    if isinstance(cell, list):
+        return [_class_names(one, feature) for one in cell]
+    return None if cell is None or cell < 0 else feature.int2str(cell)
 
 
 def _refuse_broken(table: Table, source: str, place: str) -> None:

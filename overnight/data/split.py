@@ -29,6 +29,7 @@ from overnight.errors import Complaint, DataRefused
 SIDES = ("train", "validation", "test")
 """The sides that are used, from the least to the most protected."""
 WITHHELD = "withheld"
+UNLABELLED = ""
 
 PERMUTATIONS = 160
 MISSED = 2e-5
@@ -75,10 +76,13 @@ def split_rows(
     folder: Path,
     *,
     text_roles: Sequence[str] = ("text",),
-    target: str = "label",
+    target: str | None = "label",
     where: str = "split",
 ) -> Splitted:
     """Reads the rows of a Parquet file and writes `<folder>/{train,validation,test,withheld}.parquet`.
+
+    Args:
+        target: the column of labels; None where rows have no labels to count.
 
     Raises:
         DataRefused: when a side has no rows, or the training rows lack a label that the others have.
@@ -89,10 +93,10 @@ def split_rows(
 
     started = time.perf_counter()
     table = parquet.read_table(path)
-    rows = {name: table.column(name).to_pylist() for name in (*text_roles, target)}
+    rows = {name: table.column(name).to_pylist() for name in (*text_roles, *([target] if target else ()))}
     sides, pairs = assign_sides(rows, split, text_roles)
     labels: dict[str, Counter[str]] = {side: Counter() for side in (*SIDES, WITHHELD)}
-    for side, label in zip(sides, rows[target], strict=True):
+    for side, label in zip(sides, rows[target] if target else [UNLABELLED] * len(sides), strict=True):
         labels[side][label] += 1
     _refuse(labels, where)
     paths = {side: folder / f"{side}.parquet" for side in labels}
@@ -101,7 +105,7 @@ def split_rows(
     return Splitted(
         paths={side: str(p) for side, p in paths.items()},
         rows={side: counts.total() for side, counts in labels.items()},
-        labels={side: dict(sorted(counts.items())) for side, counts in labels.items()},
+        labels={side: dict(sorted(counts.items())) if target else {} for side, counts in labels.items()},
         near_duplicates=pairs,
         seconds=round(time.perf_counter() - started, 3),
     )

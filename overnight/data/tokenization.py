@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Tokenized:
     cached: bool
     """Whether they were there already."""
     rows: int
+    """Rows, or windows where a long text is read in several."""
     tokens: int
     longest: int
     seconds: float
@@ -161,8 +162,18 @@ def _write(
     shutil.rmtree(folder, ignore_errors=True)
     known = read_schema(parquet).names
     roles = [role for role in (*problem.required_roles, *problem.optional_roles) if role in known]
-    encoded = (problem.encode(tokenizer, batch, facts, max_length) for batch in _batches(parquet, roles))
+    encoded = _numbered(problem.encode(tokenizer, batch, facts, max_length) for batch in _batches(parquet, roles))
     return data.write(folder, encoded, {"key": key, "problem": problem.name, "max_length": max_length})
+
+
+def _numbered(batches: Iterable[dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
+    """Batches in which `row`, where features have it, counts the rows of the file and not of the batch."""
+    before = 0
+    for batch in batches:
+        if "row" in batch:
+            batch["row"] = [before + row for row in batch["row"]]
+            before = batch["row"][-1] + 1
+        yield batch
 
 
 def _intact(folder: Path) -> TokenizedRows | None:

@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from overnight.evaluation.bootstrap import Metric, intervals, resample_pair
-from overnight.evaluation.evaluate import all_labels, check_metric
-from overnight.evaluation.labels import label_tally
+from overnight.evaluation.evaluate import check_metric
+from overnight.problems.base import Facts, Prediction, Problem
 
 
 class Comparison(TypedDict):
@@ -24,7 +24,7 @@ class Comparison(TypedDict):
     differences: dict[str, Metric]
     """Candidate − champion, every metric."""
     classes: dict[str, Metric]
-    """Candidate − champion, F1 of each class that has rows."""
+    """Candidate − champion, F1 of each class that the rows have."""
     changed: int
     """Rows that the two predict differently."""
     fixed: int
@@ -37,13 +37,14 @@ class Comparison(TypedDict):
 
 
 def compare(
-    targets: Sequence[str],
-    candidate: Sequence[dict[str, Any]],
-    champion: Sequence[dict[str, Any]],
+    problem: Problem,
+    facts: Facts,
+    targets: Sequence[Any],
+    candidate: Sequence[Prediction],
+    champion: Sequence[Prediction],
     *,
-    labels: Sequence[str],
-    champion_labels: Sequence[str] | None = None,
-    metric: str = "macro_f1",
+    champion_facts: Facts | None = None,
+    metric: str,
     lower_is_better: bool = False,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -56,25 +57,27 @@ def compare(
     the interval. Equal predictions give differences of exactly 0.
 
     Args:
-        targets: the label of each row.
+        problem, facts: the candidate's; both are judged by these.
+        targets: the truth of each row.
         candidate, champion: predictions, as for `evaluate`.
-        labels: the candidate's labels.
-        champion_labels: the champion's; absent: the same.
+        champion_facts: the champion's; absent: the same.
 
     Raises:
         UserError: there is no such metric.
     """
-    known = all_labels(labels, targets)
-    ours, theirs = [p["label"] for p in candidate], [p["label"] for p in champion]
-    one, other = label_tally(targets, ours, known), label_tally(targets, theirs, known)
+    classes = list(problem.classes(targets, facts))
+    one, other = (problem.tally(targets, predictions, facts) for predictions in (candidate, champion))
     values, values_of_champion = one.values(), other.values()
     check_metric(metric, values)
     resampled = resample_pair(one, other, resamples, seed)
     found = intervals({name: values[name] - values_of_champion[name] for name in values}, resampled, confidence)
     sign = -1 if lower_is_better else 1
-    right = np.array([a == t for a, t in zip(ours, targets, strict=True)])
-    right_before = np.array([b == t for b, t in zip(theirs, targets, strict=True)])
-    unknown = sorted(set(targets) - set(known if champion_labels is None else champion_labels))
+    right, right_before = (
+        np.array([problem.right(target, p, facts) for target, p in zip(targets, predictions, strict=True)])
+        for predictions in (candidate, champion)
+    )
+    known = champion_facts["labels"] if problem.labelled and champion_facts else targets
+    unknown = sorted(set(targets) - set(known)) if problem.labelled else []
     return {
         "metric": metric,
         "rows": len(targets),
@@ -83,12 +86,12 @@ def compare(
         "gain": _negated(found[metric]) if lower_is_better else found[metric],
         "probability": float((sign * resampled[metric] > 0).mean()),
         "differences": found,
-        "classes": {label: found[f"f1/{label}"] for label in known if found[f"f1/{label}"]["value"] is not None},
-        "changed": sum(a != b for a, b in zip(ours, theirs, strict=True)),
+        "classes": {label: found[f"f1/{label}"] for label in classes if found[f"f1/{label}"]["value"] is not None},
+        "changed": sum(not problem.same(a, b) for a, b in zip(candidate, champion, strict=True)),
         "fixed": int((right & ~right_before).sum()),
         "broken": int((~right & right_before).sum()),
         "unknown_labels": unknown,
-        "unknown_rows": sum(t in set(unknown) for t in targets),
+        "unknown_rows": sum(t in unknown for t in targets) if unknown else 0,
     }
 
 

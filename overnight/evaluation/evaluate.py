@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from overnight.errors import Complaint, NightFailed, UserError, nearest
-from overnight.evaluation.bootstrap import Metric, Tally, intervals, resample
-from overnight.evaluation.labels import Calibration, Confusion, calibration, confusion, label_tally
+from overnight.evaluation.bootstrap import Metric, intervals, resample
+from overnight.evaluation.labels import Calibration, Confusion, calibration, confusion
 from overnight.evaluation.latency import Latency
 from overnight.evaluation.slices import slice_masks
+from overnight.problems.base import Facts, Prediction, Problem
+from overnight.tally import Tally
 
 
 class Slice(TypedDict):
@@ -27,11 +28,13 @@ class Evaluation(TypedDict):
     """The one that the gate compares."""
     rows: int
     labels: list[str]
+    """What has an F1 of its own: labels, or the types of entities; none where the problem has no classes."""
     support: dict[str, int]
-    """Test rows of each label."""
+    """How often the test rows have each."""
     metrics: dict[str, Metric]
-    """`accuracy`, `{macro,weighted}_{precision,recall,f1}`, `{precision,recall,f1}/<label>`."""
-    confusion: Confusion
+    """As the problem names them; `accuracy`, `macro_f1`, `f1/<label>`."""
+    confusion: Confusion | None
+    """Of a problem whose rows have one label each; `calibration` too."""
     calibration: Calibration | None
     slices: list[Slice]
     latency: Latency | None
@@ -42,23 +45,25 @@ class Evaluation(TypedDict):
 
 
 def evaluate(
-    targets: Sequence[str],
-    predictions: Sequence[dict[str, Any]],
+    problem: Problem,
+    facts: Facts,
+    targets: Sequence[Any],
+    predictions: Sequence[Prediction],
     *,
-    labels: Sequence[str],
-    metric: str = "macro_f1",
+    metric: str,
     slices: Mapping[str, Sequence[Any]] | None = None,
     latency: Latency | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 17,
 ) -> Evaluation:
-    """Evaluates predictions of labels.
+    """Evaluates a model's predictions.
 
     Args:
-        targets: the label of each test row.
-        predictions: `{"label", "score", "scores": {label: probability}}` of each row, in the same order.
-        labels: those of the model; a label that only the rows have is added, since its rows are wrong for the model.
+        problem: what the predictions are of.
+        facts: of the model. A label that only the rows have is added, since its rows are wrong for the model.
+        targets: the truth of each test row, as `Problem.truth` gives it.
+        predictions: of each row, in the same order.
         metric: the one by which slices are compared and the gate decides.
         slices: column → its value in each row.
         latency: measured by `latencies`; passed through.
@@ -72,39 +77,32 @@ def evaluate(
     """
     if not len(targets):
         raise NightFailed(Complaint("evaluation", "there are no test rows to judge a model by"))
-    known = all_labels(labels, targets)
-    predicted = [p["label"] for p in predictions]
-    tally = label_tally(targets, predicted, known)
+    classes = problem.classes(targets, facts)
+    known = list(classes)
+    tally = problem.tally(targets, predictions, facts)
     values = tally.values()
     check_metric(metric, values)
-    counts = dict.fromkeys(known, 0)
-    for target in targets:
-        counts[target] += 1
+    told = problem.metrics(targets, predictions, facts) if problem.without_interval else {}
+    more: dict[str, Metric] = {n: {"value": told[n], "low": None, "high": None} for n in problem.without_interval}
+    one_label = [p["label"] for p in predictions] if problem.labelled else None
     return {
         "metric": metric,
         "rows": len(targets),
         "labels": known,
-        "support": counts,
-        "metrics": intervals(values, resample(tally, resamples, seed), confidence),
-        "confusion": confusion(targets, predicted, known),
-        "calibration": calibration(targets, predictions, known),
+        "support": classes,
+        "metrics": intervals(values, resample(tally, resamples, seed), confidence) | more,
+        "confusion": confusion(targets, one_label, known) if one_label is not None else None,
+        "calibration": calibration(targets, predictions, known) if one_label is not None else None,
         "slices": [
             found
             for column, column_values in (slices or {}).items()
             for found in _slices(column, column_values, tally, metric, confidence, resamples, seed)
         ],
         "latency": latency,
-        "broken_predictions": sum(
-            not all(map(math.isfinite, (p["score"], *p["scores"].values()))) for p in predictions
-        ),
+        "broken_predictions": sum(problem.broken(p) is not None for p in predictions),
         "confidence": confidence,
         "resamples": resamples,
     }
-
-
-def all_labels(labels: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """The labels of the model, in their order, then those that only the rows have."""
-    return [*labels, *sorted(set(targets) - set(labels))]
 
 
 def check_metric(metric: str, known: Mapping[str, Any]) -> None:

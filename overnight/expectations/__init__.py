@@ -57,6 +57,7 @@ def validate_rows(
     slices: Sequence[str] = (),
     text_roles: Sequence[str] = ("text",),
     target: str | None = "label",
+    labelled: bool = True,
     max_length: int,
     tokenizer: PreTrainedTokenizerBase | None,
     previous: Mapping[str, Any] | None,
@@ -70,7 +71,8 @@ def validate_rows(
         columns: the columns the problem needs.
         slices: the columns the evaluation wants besides; missing ones are for `expect.columns` to judge.
         text_roles: those of `columns` that hold text; several make one input (a pair), read together.
-        target: the column of the label; None for a problem without labels.
+        target: the column of what is to be predicted; None for a problem without one.
+        labelled: whether the target is one label of a set.
         max_length: tokens after which an input is cut.
         tokenizer: counts tokens; None: the expectation `tokens` is left out.
         previous: `Validated.facts` of the last accepted night.
@@ -84,10 +86,11 @@ def validate_rows(
     from overnight.expectations import rows, suite
 
     table = rows.read(Path(path), columns, text_roles, target)
-    refused = rows.refusals(table, validation.expect, text_roles, target, previous)
-    measured = rows.measure(table, ~refused.any(axis=1), validation.expect, text_roles, target, max_length, tokenizer)
+    label = target if labelled else None
+    refused = rows.refusals(table, validation.expect, text_roles, target, label, previous)
+    measured = rows.measure(table, ~refused.any(axis=1), validation.expect, text_roles, label, max_length, tokenizer)
     checks = suite.checks(
-        validation, table, refused, measured, [*columns, *slices], text_roles, target, max_length, previous
+        validation, table, refused, measured, [*columns, *slices], text_roles, target, label, max_length, previous
     )
     folder.mkdir(parents=True, exist_ok=True)
     clean, quarantine = rows.write(table, refused, folder)

@@ -61,25 +61,32 @@ def refusals(
     expect: Expectations,
     text_roles: Sequence[str],
     target: str | None,
+    label: str | None,
     previous: Mapping[str, Any] | None,
 ) -> pd.DataFrame:
-    """A column of booleans for each reason; a row is refused where any is true."""
+    """A column of booleans for each reason; a row is refused where any is true.
+
+    `label` is the target where that is one label of a set.
+    """
     texts = table[list(text_roles)]
     reasons = {"null_text": texts.isna().any(axis=1)}
     whole = ~reasons["null_text"]
-    if target:
-        reasons["null_label"] = table[target].isna()
-        known = known_labels(table, expect, target, previous)
+    said = table["refusal"] if "refusal" in table else pd.Series(None, index=table.index, dtype=object)
+    reasons |= {reason: said == reason for reason in sorted(said.dropna().unique())}
+    if target and target not in text_roles:  # what the problem has refused has no target of its own to lack
+        reasons["null_label"] = table[target].isna() & said.isna()
+    if label:
+        known = known_labels(table, expect, label, previous)
         if expect.labels.severity != "off" and known is not None:
-            reasons["unknown_label"] = table[target].notna() & ~table[target].isin(known)
+            reasons["unknown_label"] = table[label].notna() & ~table[label].isin(known)
     if expect.characters.severity != "off":
         lengths = texts.apply(lambda role: role.str.len()) if len(table) else texts
         reasons["too_short"] = (lengths < expect.characters.min).any(axis=1)
         reasons["too_long"] = (lengths > expect.characters.max).any(axis=1)
     if expect.duplicates.severity != "off":
         reasons["duplicate"] = whole & table.row_id.duplicated()
-    if target and expect.contradictions.severity != "off":
-        pairs = table.loc[whole & table[target].notna(), ["text_id", target]].drop_duplicates()
+    if label and expect.contradictions.severity != "off":
+        pairs = table.loc[whole & table[label].notna(), ["text_id", label]].drop_duplicates()
         reasons["contradiction"] = whole & table.text_id.isin(pairs.text_id[pairs.text_id.duplicated()])
     if expect.encoding_damage.severity != "off":
         reasons["encoding_damage"] = texts.apply(lambda role: role.map(damaged, na_action="ignore") == True).any(axis=1)  # noqa: E712
@@ -109,7 +116,7 @@ def measure(
     kept: pd.Series,
     expect: Expectations,
     text_roles: Sequence[str],
-    target: str | None,
+    label: str | None,
     max_length: int,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Measured:
@@ -122,8 +129,8 @@ def measure(
     foreign = cut.copy()
     clean = table[kept]
     facts: dict[str, Any] = {}
-    if target:
-        shares = clean[target].value_counts(normalize=True).sort_index()
+    if label:
+        shares = clean[label].value_counts(normalize=True).sort_index()
         facts |= {"labels": list(shares.index), "label_shares": {k: float(v) for k, v in shares.items()}}
     if clean.empty:
         return Measured(cut, foreign, facts)
@@ -153,6 +160,7 @@ def write(table: pd.DataFrame, refused: pd.DataFrame, folder: Path) -> tuple[Pat
     """Accepted and refused rows, the latter with their reasons, as two Parquet files in `folder`."""
     bad = refused.any(axis=1)
     names = np.array(refused.columns)
+    table = table.drop(columns="refusal", errors="ignore")  # it is among the reasons
     quarantine = table[bad].assign(reasons=[";".join(names[row]) for row in refused[bad].to_numpy()])
     paths = folder / "clean.parquet", folder / "quarantine.parquet"
     for frame, path in zip((table[~bad], quarantine), paths, strict=True):

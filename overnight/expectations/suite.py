@@ -31,7 +31,7 @@ from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured,
 from overnight.home import write_text
 
 SHOWN = 5
-UNSEEN = ["row_id", "text_id"]  # nothing asks for them, and Great Expectations hashes every column it is given
+UNSEEN = ["row_id", "text_id", "refusal"]  # nothing asks for them, and Great Expectations hashes every column
 HELPER = "measured: "  # starts the name of a helper column; shown in the Data Docs
 _ONE_AT_A_TIME = threading.Lock()  # Great Expectations keeps "the" context of a process
 
@@ -63,6 +63,7 @@ def checks(
     columns: Sequence[str],
     text_roles: Sequence[str],
     target: str | None,
+    label: str | None,
     max_length: int,
     previous: Mapping[str, Any] | None,
 ) -> list[Check]:
@@ -113,14 +114,14 @@ def checks(
             lambda observed: f"{percent(observed)} of rows lack a text or a label, limit {percent(limit)}",
             [
                 gxe.ExpectColumnValuesToNotBeNull(column=c, mostly=mostly(limit))
-                for c in (*text_roles, *([target] if target else []))
+                for c in dict.fromkeys((*text_roles, *([target] if target else [])))
             ],
             failing("null_text", "null_label"),
         )
     )
-    if target:
-        known = known_labels(table, expect, target, previous)
-        found += _labels(validation, known, target, failing("unknown_label"), table[target].mask(bad))
+    if label:
+        known = known_labels(table, expect, label, previous)
+        found += _labels(validation, known, label, failing("unknown_label"), table[label].mask(bad))
         found.append(_label_share(validation, measured, previous))
     bounds = expect.characters
     found += [
@@ -155,7 +156,7 @@ def checks(
             expect.encoding_damage.severity,
         ),
     ]
-    if target:
+    if label:
         found.append(
             at_most(
                 "contradictions",
@@ -187,7 +188,8 @@ def judge(
     Raises:
         NightFailed: when an expectation could not be evaluated.
     """
-    frame = rows.drop(columns=UNSEEN).assign(**{HELPER + c.name: c.helper for c in found if c.helper is not None})
+    helpers = {HELPER + check.name: check.helper for check in found if check.helper is not None}
+    frame = rows.drop(columns=UNSEEN, errors="ignore").assign(**helpers)
     for number, check in enumerate(found):
         for expectation in check.expectations:
             expectation.meta = {"check": number}

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from overnight.evaluation import Tally
+    from overnight.tally import Tally
 
 RARE = 1
 """Occurrences in the training rows up to which a token counts as rare."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,17 @@ from overnight.config.operations import Monitor
 from overnight.data import files
 from overnight.data.normalise import labels_as_text, normalise
 from overnight.errors import Complaint, UserError, nearest
-from overnight.evaluation import Tally, evaluate, label_tally
+from overnight.evaluation import evaluate
 from overnight.home import Home
 from overnight.monitor import drift
 from overnight.monitor.drift import Finding
 from overnight.monitor.reference import Reference, reference_of
 from overnight.monitor.state import Record
 from overnight.monitor.traffic import Window, traffic
+from overnight.tally import Tally
 
 if TYPE_CHECKING:
-    from overnight.problems.base import Problem
+    from overnight.problems.base import Facts, Prediction, Problem
     from overnight.tracking.registry import Version
     from overnight.training.predict import Scorer
 
@@ -55,7 +56,7 @@ class Judge:
         card = json.loads((folder / "overnight.json").read_text())
         self.problem: Problem = problems.get(card["problem"])
         self.metric: str = card["metric"]
-        self.labels: list[str] = card["facts"]["labels"]
+        self.facts: Facts = card["facts"]
         self.reference: Reference | str = reference_of(home, version, self.problem)
 
     @cached_property
@@ -114,13 +115,23 @@ class Judge:
             yield Window(
                 file.path.name,
                 f"{digest} {part[0]}",
-                [answer["label"] for answer in answers],
-                [answer["score"] for answer in answers],
+                *self._gist(answers),
                 [sum(map(len, text.values())) for text in texts],
                 answers=answers,
                 texts=list(texts),
-                targets=labels_as_text([target and normalise(target) for target in targets]),
+                targets=self._truths(targets),
             )
+
+    def _gist(self, answers: Sequence[Prediction]) -> tuple[list[str], list[float]]:
+        found = [self.problem.gist(answer) for answer in answers]
+        return [label for label, _ in found], [score for _, score in found]
+
+    def _truths(self, cells: Sequence[str | None]) -> list[Any]:
+        """The targets of rows as the problem compares them; None for a row without one."""
+        cleaned = [cell and normalise(cell) for cell in cells]
+        if self.problem.labelled:
+            cleaned = labels_as_text(cleaned)
+        return [None if cell is None else self.problem.truth(cell) for cell in cleaned]
 
     def record(self, window: Window) -> Record:
         """A window as it is remembered: every statistic with its limit, and whether any of them drifted."""
@@ -164,19 +175,20 @@ class Judge:
 
     def _quality(self, window: Window) -> tuple[Finding, dict[str, Any]] | None:
         """How much worse the metric is than on the champion's test rows, and the metric with its interval."""
-        known = [(true, answer) for true, answer in zip(window.targets, window.answers, strict=True) if true]
+        answered = zip(window.targets, window.answers, strict=True)
+        known = [(true, answer) for true, answer in answered if true is not None]
         if len(known) < SMALLEST:
             return None
         targets, answers = zip(*known, strict=True)
-        live = evaluate(targets, answers, labels=self.labels, metric=self.metric, resamples=RESAMPLES)
+        live = evaluate(self.problem, self.facts, targets, answers, metric=self.metric, resamples=RESAMPLES)
         if live["metrics"][self.metric]["value"] is None:  # the F1 of a label that no row has
             return None
         worse = self.metric in self.problem.lower_is_better
         own = self.reference
         if isinstance(own, Reference):
-            before: Tally | float = label_tally(own.targets, own.labels, live["labels"])
+            before: Tally | float = self.problem.tally(own.targets, own.answers, self.facts)
         else:
             before = self.version.metrics[self.metric]
-        now = label_tally(targets, [answer["label"] for answer in answers], live["labels"])
+        now = self.problem.tally(targets, answers, self.facts)
         found = drift.quality(before, now, self.metric, lower_is_better=worse, resamples=RESAMPLES)
         return found, {"metric": self.metric, "rows": len(known), **live["metrics"][self.metric]}

@@ -15,7 +15,7 @@ from overnight.monitor.drift import Vocabulary
 from overnight.scoring import PREDICTIONS
 
 if TYPE_CHECKING:
-    from overnight.problems.base import Problem
+    from overnight.problems.base import Prediction, Problem
     from overnight.tracking.registry import Version
     from overnight.training.predict import Scorer
 
@@ -29,9 +29,10 @@ class Reference:
 
     night: str
     labels: list[str]
-    """Predicted, of the test rows; `scores` and `targets` too."""
+    """What the monitor counts of the predictions of the test rows (`Problem.gist`); `scores` too."""
     scores: list[float]
-    targets: list[str]
+    targets: list[Any]
+    answers: list[Prediction]
     test: list[dict[str, str]]
     """Role → text of the test rows."""
     validation: list[dict[str, str]]
@@ -87,11 +88,13 @@ def reference_of(home: Home, version: Version, problem: Problem) -> Reference | 
     def texts(side: str) -> list[dict[str, str]]:
         return [{role: str(row[role]) for role in problem.text_roles} for row in sides[side]]
 
+    gists = [problem.gist(answer) for answer in answers]
     return Reference(
         night,
-        [answer["label"] for answer in answers],
-        [answer["score"] for answer in answers],
-        [str(row[problem.target]) for row in sides["test"]],
+        [label for label, _ in gists],
+        [score for _, score in gists],
+        [problem.truth(row[problem.target]) for row in sides["test"]],
+        answers,
         texts("test"),
         texts("validation"),
         texts("train"),

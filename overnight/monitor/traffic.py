@@ -34,8 +34,8 @@ class Window:
     characters: list[int] = field(default_factory=list)
     texts: list[dict[str, str]] = field(default_factory=list)
     """Role → text of each row, when all are known."""
-    targets: list[str | None] = field(default_factory=list)
-    """True labels."""
+    targets: list[Any] = field(default_factory=list)
+    """The truth, as the problem compares it; None where it is not known."""
     answers: list[dict[str, Any]] = field(default_factory=list)
     """Predictions, as the model gave them, where there are true labels."""
     since: float | None = None

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 PROBLEMS: dict[str, str] = {
     "sequence-classification": "overnight.problems.sequence_classification:SequenceClassification",
+    "pair-classification": "overnight.problems.pair_classification:PairClassification",
+    "multi-label-classification": "overnight.problems.multi_label_classification:MultiLabelClassification",
+    "regression": "overnight.problems.regression:Regression",
+    "masked-lm": "overnight.problems.masked_lm:MaskedLM",
+    "question-answering": "overnight.problems.question_answering:QuestionAnswering",
+    "text-generation": "overnight.problems.text_generation:TextGeneration",
+    "summarization": "overnight.problems.sequence_to_sequence:Summarization",
+    "translation": "overnight.problems.sequence_to_sequence:Translation",
+    "token-classification": "overnight.problems.token_classification:TokenClassification",
 }
 
 
@@ -33,5 +42,4 @@ def get(name: str) -> Problem:
 
 def roles() -> dict[str, tuple[str, ...]]:
     """Problem names → the roles of their columns, required ones first."""
-    found = {name: get(name) for name in PROBLEMS}
-    return {name: (*problem.required_roles, *problem.optional_roles) for name, problem in found.items()}
+    return {name: get(name).roles() for name in PROBLEMS}

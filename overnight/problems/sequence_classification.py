@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from overnight.settings import Training
+    from overnight.tally import Tally
     from overnight.training.data import TokenizedRows
 
 AVERAGES = ("macro", "weighted")
@@ -37,9 +39,8 @@ class SequenceClassification(Problem):
         Raises:
             DataRefused: for a label that the training rows did not have.
         """
-        encoded = tokenizer(
-            list(batch["text"]), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-        )
+        texts = (list(batch[role]) for role in self.text_roles)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
         features: dict[str, list[Any]] = dict(encoded)
         if "label" in batch:
             codes = {label: code for code, label in enumerate(facts["labels"])}
@@ -67,11 +68,6 @@ class SequenceClassification(Problem):
             problem_type="single_label_classification",
         )
 
-    def collate(self, features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
-        from overnight.training.data import pad
-
-        return pad(features, pad_token_id)
-
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         from torch.nn.functional import cross_entropy
 
@@ -92,19 +88,43 @@ class SequenceClassification(Problem):
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[str]:
         return [facts["labels"][code] for code in rows.column("labels")]
 
-    def decode(self, logits: np.ndarray, facts: Facts) -> list[Prediction]:
+    def decode(
+        self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
+    ) -> list[Prediction]:
         """One dict a row: `label`, its `score`, and `scores` (label → probability, summing to 1)."""
         import numpy as np
 
-        labels = facts["labels"]
-        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-        shares = np.exp(shifted)
+        labels, logits = facts["labels"], np.stack(outputs).astype(np.float64)
+        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         rows = zip(shares.argmax(axis=-1).tolist(), shares.tolist(), strict=True)
         return [
             {"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))}
             for best, row in rows
         ]
+
+    def tally(self, targets: Sequence[str], predictions: Sequence[Prediction], facts: Facts) -> Tally:
+        from overnight.problems.labels import label_tally
+
+        return label_tally(targets, [one["label"] for one in predictions], list(self.classes(targets, facts)))
+
+    def classes(self, targets: Sequence[str], facts: Facts) -> dict[str, int]:
+        """The labels of the model, in their order, then those that only the rows have."""
+        counts = Counter(targets)
+        return {label: counts[label] for label in (*facts["labels"], *sorted(set(counts) - set(facts["labels"])))}
+
+    def broken(self, prediction: Prediction) -> str | None:
+        said = super().broken(prediction)
+        whole = abs(sum(prediction["scores"].values()) - 1) <= 1e-3
+        return said or (None if whole else "the scores are no probabilities that sum to 1")
+
+    def columns(self, facts: Facts, scores: bool) -> dict[str, type]:
+        more = {f"score_{label}": float for label in facts["labels"]} if scores else {}
+        return {"label": str, "score": float} | more
+
+    def cells(self, prediction: Prediction, facts: Facts, scores: bool) -> list[Any]:
+        more = prediction["scores"].values() if scores else ()
+        return [prediction["label"], prediction["score"], *more]
 
     def metrics(self, targets: Sequence[str], predictions: Sequence[Prediction], facts: Facts) -> dict[str, float]:
         """Accuracy; precision, recall and F1 as macro and weighted averages and of each class (`f1/<label>`).

@@ -80,6 +80,8 @@ def view(record: NightRecord, points: Sequence[Point] = ()) -> dict[str, Any]:
         "comparison": record.get("comparison"),
         "confusion": _confusion(candidate),
         "slices": _slices(candidate, champion),
+        "elsewhere": record.get("elsewhere") or [],
+        "folds": search.get("folds"),
         "pictures": pictures,
         "fewest": FEWEST_ROWS,
         "trials": trials_rows(search.get("trials", [])),
@@ -150,9 +152,9 @@ def _whisker(lines: list[words.Line]) -> Any:
 
 
 def _confusion(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    if evaluation is None:
+    matrix = evaluation["confusion"] if evaluation else None
+    if matrix is None:
         return None
-    matrix = evaluation["confusion"]
     rows = [
         {"label": label, "cells": [{"count": n, "share": round(n / max(sum(counts), 1), 3)} for n in counts]}
         for label, counts in zip(matrix["rows"], matrix["counts"], strict=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from overnight.evaluation import Evaluation
+    from overnight.evaluation.labels import Confusion
     from overnight.report.record import NightRecord, Searched
 
 # colours of the page in light mode; in an SVG each becomes the page's own variable
@@ -26,9 +27,8 @@ FEWEST_ROWS = 5
 """A bin of scores with fewer rows says nothing and is not drawn."""
 
 
-def confusion_matrix(evaluation: Evaluation, title: str = "") -> Figure:
+def confusion_matrix(matrix: Confusion, title: str = "") -> Figure:
     """Counts of target (rows) and prediction (columns), each row shaded by its share."""
-    matrix = evaluation["confusion"]
     rows, columns, counts = matrix["rows"], matrix["columns"], matrix["counts"]
     side = min(1.4 + 0.75 * len(columns), 14)
     figure, axes = _figure(side + 0.8, side, title)
@@ -98,7 +98,8 @@ def drawn(record: NightRecord) -> dict[str, Figure]:
     evaluation: Evaluation | None = candidate.get("evaluation")
     found: dict[str, Figure] = {}
     if evaluation:
-        found["confusion_matrix"] = confusion_matrix(evaluation, "Confusion matrix of the test rows")
+        if evaluation["confusion"]:
+            found["confusion_matrix"] = confusion_matrix(evaluation["confusion"], "Confusion matrix of the test rows")
         if evaluation["calibration"]:
             found["reliability"] = reliability(evaluation, champion.get("evaluation"), "Reliability")
     search = record.get("search")
@@ -107,9 +108,9 @@ def drawn(record: NightRecord) -> dict[str, Figure]:
     return found
 
 
-def confusion_matrix_png(evaluation: Evaluation) -> bytes:
+def confusion_matrix_png(matrix: Confusion) -> bytes:
     """The confusion matrix alone."""
-    return png(confusion_matrix(evaluation))
+    return png(confusion_matrix(matrix))
 
 
 def png(figure: Figure) -> bytes:

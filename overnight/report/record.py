@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from overnight.evaluation import Comparison, Evaluation
+    from overnight.generalisation import Carried
 
 State = Literal["running", "promoted", "kept", "waiting", "skipped", "refused", "failed", "interrupted"]
 
@@ -41,6 +42,8 @@ class Searched(TypedDict, total=False):
     minutes: float | None
     """Budget."""
     trials: list[Trial]
+    folds: dict[str, Any] | None
+    """Of a cross-validation: `metric`, its value in each of the `folds`, `mean` and `sd`."""
     importances: dict[str, float]
     """Parameter → share of what the parameters explain of the metric; {} when too few trials finished to say."""
 
@@ -104,6 +107,8 @@ class NightRecord(TypedDict, total=False):
     champion: Judged | None
     """The champion that the candidate was compared with: the one before the decision."""
     comparison: Comparison | None
+    elsewhere: list[Carried]
+    """Both on other data (`evaluation.also_on`)."""
     search: Searched
     data: Rows
     stages: dict[str, float]

@@ -77,7 +77,8 @@ def metric_lines(record: NightRecord) -> list[Line]:
     shown = candidate or champion
     if shown is None:
         return []
-    names = [shown["metric"], *(n for n in SUMMARY if n != shown["metric"] and n in shown["metrics"])]
+    plain = [name for name in shown["metrics"] if "/" not in name]
+    names = [shown["metric"], *(n for n in (SUMMARY if "macro_f1" in plain else plain) if n in plain)]
     names += [f"f1/{label}" for label in shown["labels"] if f"f1/{label}" in shown["metrics"] and len(names) < 60]
     comparison = record.get("comparison")
     return [

@@ -102,7 +102,8 @@ class Service:
             reason = self.follower.problem or "the model is being loaded"
             raise Refused(503, Complaint(self.options.name, f"not ready: {reason}"), retry_after=5)
         # in a thread: a long text that is not plain ASCII takes a while, and others want their answers meanwhile
-        rows = await asyncio.to_thread(as_trained, rows_of(body, served.roles, self.options.max_rows))
+        given = rows_of(body, served.problem.text_roles, self.options.max_rows)
+        rows = await asyncio.to_thread(as_trained, given, served.problem.points_into_text)
         try:
             return served, rows, await self.batcher.submit(served, rows)
         except Full as full:
@@ -121,7 +122,7 @@ class Service:
     async def _after(self, served: Served, rows: list[Row], scored: list[Scored]) -> None:
         """When the answer is out."""
         if self.scores:
-            self.scores.add(served.version.number, rows, scored)
+            self.scores.add(served.version.number, served.problem, rows, scored)
         candidate = self.follower.shadow
         if candidate is not None and candidate is not served:
             self.shadow.offer(candidate, rows, scored)

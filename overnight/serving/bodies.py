@@ -101,11 +101,14 @@ def invocation_rows(body: Any, roles: Sequence[str], max_rows: int) -> list[Row]
         raise
 
 
-def as_trained(rows: Sequence[Row]) -> list[Row]:
+def as_trained(rows: Sequence[Row], exact: bool = False) -> list[Row]:
     """Texts repaired and normalised as the training rows were, so that the same text gets the same answer everywhere.
 
-    What is logged, and what the candidate is asked in the shadow, are these texts too.
+    What is logged, and what the candidate is asked in the shadow, are these texts too. Where predictions point into a
+    text (`exact`) it stays as its client knows it.
     """
+    if exact:
+        return list(rows)
     return [{role: normalise(repair(text)) or "" for role, text in row.items()} for row in rows]
 
 

@@ -27,6 +27,7 @@ from overnight.tracking.registry import CANDIDATE, Version
 from overnight.tracking.store import TrackingUnavailable
 
 if TYPE_CHECKING:
+    from overnight.problems.base import Problem
     from overnight.training.predict import Scorer
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Served:
     scorer: Scorer
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        return self.scorer.problem.text_roles
+    def problem(self) -> Problem:
+        return self.scorer.problem
 
     def score(self, rows: Sequence[Row]) -> list[Scored]:
         """A prediction a row, and the tokens that the model saw of it."""

@@ -7,6 +7,7 @@ from typing import Any
 ROW = {"type": "object", "additionalProperties": {"type": "string"}, "example": {"text": "what a lovely flight"}}
 PREDICTION = {
     "type": "object",
+    "description": "What a classification answers; models of other problems answer with fields of their own.",
     "properties": {
         "label": {"type": "string"},
         "score": {"type": "number", "description": "The probability of the label."},

@@ -19,9 +19,13 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overnight.serving.batching import Row, Scored
 from overnight.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from overnight.problems.base import Problem
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +47,13 @@ class ScoreLog:
         self._thread = threading.Thread(target=self._run, daemon=True, name="scores")
         self._thread.start()
 
-    def add(self, version: int, rows: Sequence[Row], scored: Sequence[Scored]) -> None:
+    def add(self, version: int, problem: Problem, rows: Sequence[Row], scored: Sequence[Scored]) -> None:
         """Lines of an answered request."""
         now = round(time.time(), 3)
-        lines = [self._line(now, version, row, *one) for row, one in zip(rows, scored, strict=True)]
+        lines = [
+            self._line(now, version, row, problem.gist(prediction), tokens)
+            for row, (prediction, tokens) in zip(rows, scored, strict=True)
+        ]
         try:
             self._queue.put_nowait(lines)
         except queue.Full:
@@ -60,12 +67,12 @@ class ScoreLog:
             return
         self._thread.join(5)
 
-    def _line(self, now: float, version: int, row: Row, prediction: dict[str, object], tokens: int) -> str:
+    def _line(self, now: float, version: int, row: Row, gist: tuple[str, float], tokens: int) -> str:
         facts = {
             "time": now,
             "version": version,
-            "label": prediction["label"],
-            "score": prediction["score"],
+            "label": gist[0],
+            "score": gist[1],
             "characters": sum(map(len, row.values())),
             "tokens": tokens,
         }

@@ -18,7 +18,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class OvernightModel(PythonModel):
-    """Input: one row a text, the columns named by the problem's roles. Output: label, its score, the scores of all."""
+    """Input: one row a text, the columns named by the problem's roles. Output: its answers, a column for each part."""
 
     def load_context(self, context: Any) -> None:
         from overnight.training.predict import Scorer

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from overnight.errors import Complaint, NightFailed, UserError, nearest
-from overnight.home import Home
+from overnight.golden import GOLDEN
+from overnight.home import Home, read_json
 from overnight.tracking.runs import NIGHT, flat_numbers, metric_key
 from overnight.tracking.store import client, globally, reaching
 
@@ -333,18 +334,23 @@ def requirements() -> list[str]:
     return pins
 
 
-def signature(inputs: Sequence[str]) -> ModelSignature:
-    """Text columns in; label, its score and the score of every class out."""
+def signature(inputs: Sequence[str], answers: Sequence[Mapping[str, Any]] = ()) -> ModelSignature:
+    """Text columns in; out what some answers of the model show."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Map
+    from mlflow.types.schema import AnyType, Array, Map
 
-    outputs = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "score"),
-        ColSpec(Map(DataType.double), "scores"),
-    ]
-    return ModelSignature(Schema([ColSpec(DataType.string, name) for name in inputs]), Schema([*outputs]))
+    def kind(values: list[Any]) -> Any:
+        first = next((value for value in values if value not in ({}, [], None)), None)
+        if isinstance(first, str | float | int):
+            return {str: DataType.string, float: DataType.double}.get(type(first), DataType.long)
+        if isinstance(first, Mapping) and all(isinstance(value, float) for value in first.values()):
+            return Map(DataType.double)
+        return Array(DataType.string) if isinstance(first, list) and isinstance(first[0], str) else AnyType()
+
+    outputs = {name: kind([answer[name] for answer in answers]) for name in (answers[0] if answers else ())}
+    columns = Schema([ColSpec(of, name) for name, of in outputs.items()]) if outputs else None
+    return ModelSignature(Schema([ColSpec(DataType.string, name) for name in inputs]), columns)
 
 
 def save_model(
@@ -369,7 +375,7 @@ def save_model(
         artifacts={"model": str(staged)},
         code_paths=[str(code)],
         pip_requirements=requirements(),
-        signature=signature(inputs),
+        signature=signature(inputs, (read_json(folder / GOLDEN) or {}).get("predictions", ())),
         input_example=pd.DataFrame(example),
         mlflow_model=known_as,
     )

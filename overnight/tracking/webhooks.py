@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
+from typing import Any
 
 from overnight.home import Home
 from overnight.services import LOOPBACK
@@ -22,7 +23,7 @@ from overnight.tracking import store
 log = logging.getLogger(__name__)
 
 NAME = "overnight-up"
-EVENTS = ["model_version_alias.created", "model_version_alias.deleted"]
+EVENTS: list[Any] = ["model_version_alias.created", "model_version_alias.deleted"]
 LONGEST = 64 * 1024
 
 

@@ -27,4 +27,9 @@ def finish_model_folder(folder: str | Path, card: Card, base: str, revision: str
     folder = Path(folder)
     with quiet():
         load_tokenizer(base, revision).save_pretrained(folder)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes the card of a model folder, in place of an earlier one."""
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False))

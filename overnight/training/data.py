@@ -51,6 +51,39 @@ class TokenizedRows:
         return self._values[name]
 
 
+class Part(TokenizedRows):
+    """Some rows of a `TokenizedRows`, as one of its own; rows are numbered anew where features carry their `row`."""
+
+    def __init__(self, rows: TokenizedRows, features: np.ndarray):
+        self.folder, self.meta = rows.folder, rows.meta
+        self._rows, self._features = rows, features
+        self.lengths: np.ndarray = rows.lengths[features]
+        self._numbers: np.ndarray | None = None
+        if "row" in rows.meta["features"]:
+            self._numbers = np.unique(rows.column("row")[features], return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self._rows[int(self._features[i])]
+        return row if self._numbers is None else row | {"row": self._numbers[i]}
+
+    def column(self, name: str) -> np.ndarray:
+        """All rows' values of a feature that is one number a row."""
+        if name == "row" and self._numbers is not None:
+            return self._numbers
+        return self._rows.column(name)[self._features]
+
+
+def folds(rows: TokenizedRows, count: int, seed: int) -> list[tuple[Part, Part]]:
+    """(rows to learn from, rows to judge by) of each fold; every row is in one fold, with all its windows."""
+    numbers = np.asarray(rows.column("row")) if "row" in rows.meta["features"] else np.arange(len(rows))
+    place = np.random.default_rng(seed).permutation(int(numbers.max()) + 1) % count
+    of = place[numbers]
+    return [(Part(rows, np.flatnonzero(of != fold)), Part(rows, np.flatnonzero(of == fold))) for fold in range(count)]
+
+
 def open(folder: str | Path) -> TokenizedRows:
     """Opens what `write` wrote; FileNotFoundError when it was not finished."""
     return TokenizedRows(Path(folder))

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from overnight.training.adapters import merged
 from overnight.training.models import quiet
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def save_best(model: PreTrainedModel, folder: Path, evaluation: Mapping[str, Any
     temporary, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     forget(temporary)
     with _os_errors(folder), quiet():
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=merged(model))
         (temporary / EVALUATION).write_text(json.dumps(dict(evaluation), indent=2))
     read_best(folder)
     if folder.exists():

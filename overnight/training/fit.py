@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
 from overnight.errors import Complaint, OvernightError
+from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
 from overnight.training.device import (
     OutOfMemory,
@@ -32,6 +33,7 @@ from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
 from overnight.training.frozen import Features
 from overnight.training.layers import freeze
+from overnight.training.models import load_tokenizer
 from overnight.training.optimizers import make_optimizer, schedule, set_rates
 from overnight.training.packing import Packed
 from overnight.training.predict import forward, inputs, prepare
@@ -122,11 +124,12 @@ class Run:
         self.device, self.team = self.accelerator.device, Team(self.accelerator)
         self.model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
         freeze(self.model, training.freeze_layers, training.freeze_embeddings)
+        frozen = training.freeze_layers if training.method == "full" else train_little(self.model, training)
         if training.gradient_checkpointing:
             # renamed within transformers 5; the old name goes with 6
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.packed = Packed(self.model, training.freeze_layers)
+        self.packed = Packed(self.model, frozen)
         if self.device.type == "cpu":
             keep_freed_memory()
             use_cheap_dropout(self.model)
@@ -144,6 +147,7 @@ class Run:
             weights = problem.class_weights(train, facts)
             self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         self.targets = problem.targets(validation, facts)
+        self.tokenizer = load_tokenizer(model_ref.base, model_ref.revision) if problem.generates else None
         padded = self.packed.way == "padded"
         self.plan = Plan(train.lengths, training.batch_size, training.epochs, training.seed, by_length=padded)
         evaluations = max(1, round(training.epochs * training.evaluations_per_epoch))
@@ -268,7 +272,7 @@ class Run:
         loss = torch.zeros((), device=self.device)
         for batch, packing in batches:
             with self.accelerator.autocast():
-                outputs = self.packed(inputs(batch), packing)
+                outputs = self.packed(inputs(batch, self.problem.takes_labels), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted
             self.accelerator.backward(part)
             loss += part.detach()
@@ -330,20 +334,22 @@ class Run:
             losses.append(problem.loss(outputs, batch, plain, None))
             counts.append(problem.counted(batch))
 
-        logits = forward(
+        outputs = forward(
             problem,
             self.packed,
             self.validation,
             features=self.validation_features,
             precision=self.accelerator.autocast,
             each=add,
+            facts=self.facts,
             team=self.team,
         )
         sums = self.team.gather((float(sum(losses)), sum(counts)))
         loss = sum(of for of, _ in sums) / max(1, sum(count for _, count in sums))
         if not math.isfinite(loss):
             self.raise_diverged(max(1, state["step"]))
-        metrics = problem.metrics(self.targets, problem.decode(logits, self.facts), self.facts)
+        predictions = problem.decode(outputs, self.facts, self.validation, self.tokenizer)
+        metrics = problem.metrics(self.targets, predictions, self.facts)
         value = metrics[self.metric]
         record = self.progress() | {
             "evaluation": state["evaluations"],

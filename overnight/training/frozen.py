@@ -79,7 +79,7 @@ def compute(
     from overnight.training.predict import TOKENS, inputs, prepare
 
     written: dict[str, Any] = {"sides": [], "bytes": 0}
-    if not training.freeze_layers:
+    if not training.freeze_layers or problem.draws_inputs:
         return written
     model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
     freeze(model, training.freeze_layers, training.freeze_embeddings)

@@ -78,15 +78,18 @@ def load_pretrained(
         UserError: when there is no such model or it cannot be used.
     """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     folder = resolve_base(base)
     with quiet(), _complaints(base):
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False, **settings)
-        for key, value in config.to_dict().items():
-            wish = training.attention_dropout if "attention" in key else training.dropout
-            if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool) and wish is not None:
-                setattr(config, key, wish)
+        # an encoder-decoder that was put together of two models keeps theirs apart
+        for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+            for key, value in part.to_dict().items():
+                wish = training.attention_dropout if "attention" in key else training.dropout
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if "dropout" in key and number and wish is not None:
+                    setattr(part, key, wish)
         return auto_class.from_pretrained(
             folder,
             revision=revision,

@@ -141,9 +141,9 @@ class Packed:
         AttentionInterface.register(ATTENTION, packed_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls that bring a mask
         model, attention = self.model, self.model.config._attn_implementation
-        batch = _example(model)
-        packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
         try:
+            batch = _example(model)
+            packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
             expected = model(**batch)
             model.set_attn_implementation(ATTENTION)
         except Exception:  # needs more than token ids, or has attention of its own

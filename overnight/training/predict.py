@@ -39,16 +39,19 @@ def forward(
     features: Features | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     each: Callable[[Any, dict[str, torch.Tensor]], None] | None = None,
+    facts: Facts | None = None,
     team: Team | None = None,
-) -> np.ndarray:
-    """Logits of all rows in their order (float32), sorted by length inside; less memory when it runs out.
+) -> list[np.ndarray]:
+    """`Problem.outputs`, or `generate`, of all features in their order; sorted by length inside, less memory when it
+    runs out.
 
     Args:
         rows: `TokenizedRows` or a list of features; anything with a length and items.
         features: the rows' hidden states at the packed model's freeze line.
         precision: the context in which the model runs.
         each: is given the outputs and the batch of each step.
-        team: the processes that share the work; each gets all logits.
+        facts: needed by a problem that generates.
+        team: the processes that share the work; each gets all outputs.
     """
     lengths = getattr(rows, "lengths", None)
     if lengths is None:
@@ -58,19 +61,22 @@ def forward(
     waiting = bucket(lengths, budget)[::-1]
     if team is not None:
         waiting = waiting[team.rank :: team.size]
-    logits: list[Any] = [None] * len(lengths)
+    found: list[Any] = [None] * len(lengths)
     training = model.training
     packed.train(False)
 
-    def attempt(batch: np.ndarray) -> np.ndarray | None:
+    def attempt(batch: np.ndarray) -> Sequence[np.ndarray] | None:
         try:
             tensors, packing = prepare(problem, model, rows, batch, features)
             with precision():
-                outputs = packed(inputs(tensors), packing)
-            found: np.ndarray = outputs.logits.float().cpu().numpy()
-            if each is not None:
-                each(outputs, tensors)
-            return found
+                if problem.generates and each is None:
+                    return problem.generate(model, tensors, facts or {})
+                outputs = packed(inputs(tensors, problem.takes_labels), packing)
+                if each is not None:
+                    each(outputs, tensors)
+                if problem.generates == "always":
+                    return problem.generate(model, tensors, facts or {})
+            return problem.outputs(outputs, tensors)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -79,10 +85,10 @@ def forward(
     with torch.inference_mode():
         while waiting:
             batch = waiting.pop()
-            found = attempt(batch)
-            if found is not None:
-                for row, values in zip(batch, found, strict=True):
-                    logits[row] = values
+            computed = attempt(batch)
+            if computed is not None:
+                for row, values in zip(batch, computed, strict=True):
+                    found[row] = values
                 continue
             if len(batch) == 1:
                 rule = f"one row of {lengths[batch[0]]} tokens does not fit into memory"
@@ -91,15 +97,16 @@ def forward(
             waiting = [half for rows_of in (*waiting, batch) for half in np.array_split(rows_of, min(2, len(rows_of)))]
     packed.train(training)
     if team is not None and team.size > 1:
-        for others in team.gather({row: values for row, values in enumerate(logits) if values is not None}):
+        for others in team.gather({row: values for row, values in enumerate(found) if values is not None}):
             for row, values in others.items():
-                logits[row] = values
-    return np.stack(logits)
+                found[row] = values
+    return found
 
 
 def collate(problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray) -> dict[str, torch.Tensor]:
     """The rows of one batch as padded tensors on the CPU."""
-    return problem.collate([rows[i] for i in batch], getattr(model.config, "pad_token_id", None) or 0)
+    pad_token_id = getattr(model.config, "pad_token_id", None) or 0
+    return problem.collate([rows[i] for i in batch], pad_token_id, training=model.training)
 
 
 def prepare(
@@ -115,9 +122,9 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the model sees of a batch: all but the labels, of which the problem makes the loss."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+def inputs(batch: Mapping[str, torch.Tensor], labels: bool = False) -> dict[str, torch.Tensor]:
+    """What the model sees of a batch: all but the labels, of which the problem makes the loss; also them, if asked."""
+    return {name: tensor for name, tensor in batch.items() if labels or name != "labels"}
 
 
 def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> Packed:
@@ -131,9 +138,9 @@ def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> Packed:
     return packed
 
 
-def predict(problem: Problem, model_folder: str | Path, rows: Any, facts: Facts) -> np.ndarray:
-    """Logits (rows × classes) of tokenized rows in their order, computed in float32 as the served model does."""
-    return forward(problem, load_finished(problem, model_folder, facts), rows)
+def predict(problem: Problem, model_folder: str | Path, rows: Any, facts: Facts) -> list[np.ndarray]:
+    """`Problem.outputs` of tokenized rows in their order, computed in float32 as the served model does."""
+    return forward(problem, load_finished(problem, model_folder, facts), rows, facts=facts)
 
 
 class Scorer:
@@ -161,22 +168,27 @@ class Scorer:
         if not rows:
             return [], []
         features = self._features(rows)
-        logits = forward(self.problem, self.model, features)
-        return self.problem.decode(logits, self.card.facts), [len(row["input_ids"]) for row in features]
+        outputs = forward(self.problem, self.model, features, facts=self.card.facts)
+        tokens = [0] * len(rows)
+        for place, one in enumerate(features):
+            tokens[one.get("row", place)] += len(one["input_ids"])
+        return self.problem.decode(outputs, self.card.facts, features, self.tokenizer), tokens
 
     def token_ids(self, rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        """What the model sees of each row."""
-        return [row["input_ids"] for row in self._features(rows)] if rows else []
+        """What the model sees of each row; of a long text each window."""
+        return [one["input_ids"] for one in self._features(rows)] if rows else []
 
     def hidden(self, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """Last hidden states, averaged over the tokens of each row (rows × width, float32): for comparing texts."""
+        """Last hidden states, averaged over the tokens of each row, of a long text of each window (× width, float32):
+        for comparing texts."""
         model, features = self.model.model, self._features(rows)
+        reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
         lengths = np.array([len(row["input_ids"]) for row in features])
         found: list[Any] = [None] * len(features)
         with torch.inference_mode():
             for batch in bucket(lengths, TOKENS.get(model.device.type, TOKENS["other"])):
                 tensors = to_device(collate(self.problem, model, features, batch), model.device)
-                states = model.base_model(**inputs(tensors)).last_hidden_state
+                states = reader(**inputs(tensors)).last_hidden_state
                 mask = tensors["attention_mask"].unsqueeze(-1)
                 for row, values in zip(
                     batch, ((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy(), strict=True
