@@ -504,3 +504,13 @@ class TestSequenceClassification:
         assert self.problem.better("macro_f1", 0.6, 0.5) and not self.problem.better("macro_f1", 0.5, 0.5)
         lower = type("Lower", (type(self.problem),), {"lower_is_better": frozenset({"error"})})()
         assert lower.better("error", 0.4, 0.5) and not lower.better("error", 0.6, 0.5)
+
+
+def test_two_very_long_texts_are_one_pair(tiny_model):
+    """Neither memory nor time go with the product of their lengths, and what is cut is what would be cut anyway."""
+    problem, tokenizer = problems.get("pair-classification"), load_tokenizer(str(tiny_model))
+    long, other = "a lovely flight " * 3000, "the crew was late " * 3000
+    for text, second in ((long, other), (long, "late"), ("late", other)):
+        (ids,) = problem.encode(tokenizer, {"text": [text], "second": [second]}, {"labels": ["a"]}, 24)["input_ids"]
+        expected = tokenizer(text[:200], second[:200], truncation=True, max_length=24)["input_ids"]
+        assert ids == expected and len(ids) == 24

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AVERAGES = ("macro", "weighted")
 SCORES = ("precision", "recall", "f1")
+LONG = 8
+"""Characters a token from which a text is looked at before it is paired."""
 
 
 class SequenceClassification(Problem):
@@ -39,7 +41,9 @@ class SequenceClassification(Problem):
         Raises:
             DataRefused: for a label that the training rows did not have.
         """
-        texts = (list(batch[role]) for role in self.text_roles)
+        texts = [list(batch[role]) for role in self.text_roles]
+        if len(texts) > 1:
+            texts = [[_cut(tokenizer, text, max_length) for text in side] for side in texts]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
         features: dict[str, list[Any]] = dict(encoded)
         if "label" in batch:
@@ -148,3 +152,16 @@ class SequenceClassification(Problem):
     def metric_names(self, facts: Facts) -> list[str]:
         averages = [f"{average}_{score}" for average in AVERAGES for score in SCORES]
         return ["accuracy", *averages, *(f"{score}/{label}" for score in SCORES for label in facts["labels"])]
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
+    """A very long text without what no input has room for.
+
+    A fast tokenizer makes every combination of what it cuts off two texts: of two long ones, gigabytes.
+    """
+    if len(text) <= LONG * max_length or not tokenizer.is_fast:
+        return text
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=True, max_length=max_length, return_offsets_mapping=True
+    )
+    return text[: encoded["offset_mapping"][-1][1]] if encoded["offset_mapping"] else text
