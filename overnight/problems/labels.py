@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from overnight.problems.texts import SCORES
 from overnight.tally import Tally
 
 
@@ -55,3 +56,33 @@ def label_metrics(sums: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarr
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         found |= {f"{name}/{label}": values[:, i] for i, label in enumerate(labels)}
     return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, in double precision."""
+    shares = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    found: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
+    return found
+
+
+def scores_of_counts(actual: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Precision, recall and F1 from counts of any shape; 0 where nothing was predicted, or is there."""
+    pairs = ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
+    return tuple(np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in pairs)
+
+
+def scores_of_each(
+    actual: np.ndarray, predicted: np.ndarray, hits: np.ndarray, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Precision, recall and F1 of (resamples × names) counts: the means over names, and `<score>/<name>`.
+
+    A name that no row has, has none (NaN) and is left out of the means.
+    """
+    present = actual > 0
+    count = np.maximum(present.sum(axis=1), 1)
+    means: dict[str, np.ndarray] = {}
+    each: dict[str, np.ndarray] = {}
+    for score, values in zip(SCORES, scores_of_counts(actual, predicted, hits), strict=True):
+        means[f"macro_{score}"] = np.where(present, values, 0.0).sum(axis=1) / count
+        each |= {f"{score}/{name}": np.where(present[:, i], values[:, i], np.nan) for i, name in enumerate(names)}
+    return means, each

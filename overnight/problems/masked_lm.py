@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, UserError
 from overnight.problems.base import Facts, Prediction, Problem
+from overnight.problems.texts import IGNORED, labelled_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,6 @@ SHARE = 0.15
 """Of a text's words, those that are hidden (Devlin et al. 2019, BERT)."""
 MASKED, RANDOM = 0.8, 0.1
 """Of the hidden words, those shown as the mask, and as other words; the rest is shown as it is."""
-IGNORED = -100
 METRICS = ("masked_accuracy", "perplexity")
 
 
@@ -92,7 +92,7 @@ class MaskedLM(Problem):
         return pad([_hide(feature, training) for feature in features], pad_token_id)
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+        return labelled_tokens(batch)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         """Cross-entropy of the hidden tokens."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, DataRefused, nearest
 from overnight.problems.base import Cell, Facts, Prediction, Problem
+from overnight.problems.texts import SCORES, encode_texts, label_settings, occurrences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from overnight.training.data import TokenizedRows
 
 AVERAGES = ("micro", "macro")
-SCORES = ("precision", "recall", "f1")
 ENOUGH = 20
 """Validation rows with a label from which it gets a threshold of its own."""
 SEPARATOR = re.compile(r"[;|]")
@@ -68,10 +67,7 @@ class MultiLabelClassification(Problem):
         Raises:
             DataRefused: for a label that the training rows did not have.
         """
-        encoded = tokenizer(
-            list(batch["text"]), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-        )
-        features: dict[str, list[Any]] = dict(encoded)
+        features = encode_texts(tokenizer, batch["text"], max_length=max_length)
         if "labels" in batch:
             known = facts["labels"]
             rows = [self.truth(cell) for cell in batch["labels"]]
@@ -86,17 +82,8 @@ class MultiLabelClassification(Problem):
 
         from overnight.training.models import load_pretrained
 
-        labels = facts["labels"]
-        return load_pretrained(
-            AutoModelForSequenceClassification,
-            base,
-            revision,
-            training=training,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: code for code, label in enumerate(labels)},
-            problem_type="multi_label_classification",
-        )
+        settings = label_settings(facts["labels"]) | {"problem_type": "multi_label_classification"}
+        return load_pretrained(AutoModelForSequenceClassification, base, revision, training=training, **settings)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         """Binary cross-entropy, averaged over the labels of a row."""
@@ -111,10 +98,8 @@ class MultiLabelClassification(Problem):
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
     ) -> list[Prediction]:
         """One dict a row: `labels` (those whose probability reaches their threshold) and `scores` (of all labels)."""
-        import numpy as np
-
         labels, thresholds = facts["labels"], facts["thresholds"]
-        shares = 1 / (1 + np.exp(-np.stack(outputs).astype(np.float64)))
+        shares = _probabilities(outputs)
         return [
             {
                 "labels": [label for label, x, limit in zip(labels, row, thresholds, strict=True) if x >= limit],
@@ -127,11 +112,9 @@ class MultiLabelClassification(Problem):
         """Thresholds with the best F1 on the validation rows: one for all labels together, and one of its own for a
         label that enough of the rows have (Yang 2001, A Study on Thresholding Strategies for Text Categorization:
         SCut, which overfits rare labels)."""
-        import numpy as np
-
         labels = facts["labels"]
         truth = _marks(targets, labels)
-        shares = 1 / (1 + np.exp(-np.stack(outputs).astype(np.float64)))
+        shares = _probabilities(outputs)
         together = _best_threshold(shares.reshape(-1), truth.reshape(-1))
         thresholds = [
             _best_threshold(shares[:, i], truth[:, i]) if truth[:, i].sum() >= ENOUGH else together
@@ -180,8 +163,7 @@ class MultiLabelClassification(Problem):
         return ["accuracy", *averages, "average_precision", *each]
 
     def classes(self, targets: Sequence[list[str]], facts: Facts) -> dict[str, int]:
-        counts = Counter(label for row in targets for label in row)
-        return {label: counts[label] for label in (*facts["labels"], *sorted(set(counts) - set(facts["labels"])))}
+        return occurrences((label for row in targets for label in row), facts["labels"])
 
     def right(self, target: list[str], prediction: Prediction, facts: Facts) -> bool:
         return set(prediction["labels"]) == set(target)
@@ -200,6 +182,13 @@ class MultiLabelClassification(Problem):
     def cells(self, prediction: Prediction, facts: Facts, scores: bool) -> list[Any]:
         more = prediction["scores"].values() if scores else ()
         return [json.dumps(prediction["labels"], ensure_ascii=False), *more]
+
+
+def _probabilities(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    import numpy as np
+
+    found: np.ndarray = 1 / (1 + np.exp(-np.stack(outputs).astype(np.float64)))
+    return found
 
 
 def _best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -250,23 +239,11 @@ def _metrics(sums: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
     A label that no row has, has no metrics (NaN) and is left out of the macro mean; one that is never predicted has
     precision 0. Where every label has rows this is scikit-learn's result with zero_division=0.
     """
-    import numpy as np
+    from overnight.problems.labels import scores_of_counts, scores_of_each
 
     k = len(labels)
-    actual, predicted, hits = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
-    present = actual > 0
-    found = {"accuracy": sums[:, 3 * k] / sums[:, 3 * k + 1]}
-
-    def shares(actual: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, ...]:
-        pairs = ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
-        return tuple(np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in pairs)
-
-    whole = shares(*(part.sum(axis=1) for part in (actual, predicted, hits)))
-    found |= {f"micro_{name}": values for name, values in zip(SCORES, whole, strict=True)}
-    each = shares(actual, predicted, hits)
-    count = np.maximum(present.sum(axis=1), 1)
-    for name, values in zip(SCORES, each, strict=True):
-        found[f"macro_{name}"] = np.where(present, values, 0.0).sum(axis=1) / count
-    for name, values in zip(SCORES, each, strict=True):
-        found |= {f"{name}/{label}": np.where(present[:, i], values[:, i], np.nan) for i, label in enumerate(labels)}
-    return found
+    counts = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+    whole = scores_of_counts(*(part.sum(axis=1) for part in counts))
+    micro = {f"micro_{name}": values for name, values in zip(SCORES, whole, strict=True)}
+    means, each = scores_of_each(*counts, labels)
+    return {"accuracy": sums[:, 3 * k] / sums[:, 3 * k + 1], **micro, **means, **each}

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from overnight.errors import Complaint, UserError
 from overnight.problems.base import Cell, Facts, Prediction, Problem
+from overnight.problems.texts import check_offsets, code_points, in_cleaned, text_of, without_padding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,9 +85,7 @@ class QuestionAnswering(Problem):
         """
         import numpy as np
 
-        if not getattr(tokenizer, "is_fast", False):
-            rule = "its tokenizer does not know where a token stands in the text (it is not a fast one)"
-            raise UserError(Complaint("model → base", rule))
+        check_offsets(tokenizer)
         room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
         asked = _cut_questions(tokenizer, batch["question"], room // 2)
         encoded = tokenizer(
@@ -118,7 +116,7 @@ class QuestionAnswering(Problem):
             features["ends"].append([end for _, end in places])
             first, last = row != last, row
             text = batch["context"][row] if first else ""
-            features["context"].append(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.int32))
+            features["context"].append(code_points(text))
             if known:
                 spans = [(a["start"], a["start"] + len(a["text"])) for a in json.loads(batch["answers"][row])]
                 features["labels"].append(_tokens_of(spans[0], places) if spans else [0, 0])
@@ -154,9 +152,7 @@ class QuestionAnswering(Problem):
         """(tokens × 2) logits of start and end."""
         import torch
 
-        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float().cpu().numpy()
-        lengths = batch["attention_mask"].sum(1).tolist()
-        return [values[:length].copy() for values, length in zip(logits, lengths, strict=True)]
+        return without_padding(torch.stack([outputs.start_logits, outputs.end_logits], dim=-1), batch)
 
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
@@ -189,7 +185,7 @@ class QuestionAnswering(Problem):
             best = max(found["spans"], default=None)
             if best is None:
                 continue
-            answer = _text(found["context"], best[1], best[2])
+            answer = text_of(found["context"][best[1] : best[2]])
             margins.append((found["none"] - best[0], scores(answer, target)[1] - scores("", target)[1]))
         gained, top, threshold = 0.0, 0.0, -1e9
         margins.sort()
@@ -207,7 +203,7 @@ class QuestionAnswering(Problem):
             if int(feature["row"]) < len(found):
                 continue
             spans = feature["gold"].reshape(-1, 2).tolist()
-            found.append([_text(feature["context"], start, end) for start, end in spans])
+            found.append([text_of(feature["context"][start:end]) for start, end in spans])
         return found
 
     def tally(self, targets: Sequence[Sequence[str]], predictions: Sequence[Prediction], facts: Facts) -> Tally:
@@ -284,9 +280,7 @@ def _answers(context: str, cell: str, clean: Callable[[str], Cell]) -> list[dict
             raise ValueError("empty_answer")
         if context[start : start + len(text)] != text or start < 0:
             raise ValueError("answer_not_in_context")
-        start += len(text) - len(text.lstrip())
-        # where the answer begins once what is before it is cleaned: a letter keeps the space in between
-        at = len(clean(context[:start] + "x") or "x") - 1
+        at, _ = in_cleaned(context, start, start + len(text), clean)
         if whole[at : at + len(own)] != own:
             raise ValueError("answer_lost_in_cleaning")
         found.append({"text": own, "start": at})
@@ -346,14 +340,8 @@ def _choose(found: Mapping[str, Any], facts: Facts) -> Prediction:
     if not spans or facts["no_answer"] and found["none"] - spans[0][0] > facts["threshold"]:
         return {"answer": "", "start": None, "end": None, "score": math.exp(found["none"] - top) / whole}
     logit, start, end = spans[0]
-    answer = _text(found["context"], start, end)
+    answer = text_of(found["context"][start:end])
     return {"answer": answer, "start": start, "end": end, "score": math.exp(logit - top) / whole}
-
-
-def _text(context: Any, start: int, end: int) -> str:
-    import numpy as np
-
-    return bytes(np.asarray(context[start:end], dtype="<i4")).decode("utf-32-le", "surrogatepass")
 
 
 def _metrics(sums: np.ndarray, no_answer: bool) -> dict[str, np.ndarray]:

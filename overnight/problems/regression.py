@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.problems.base import Cell, Facts, Prediction, Problem
+from overnight.problems.texts import encode_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +52,7 @@ class Regression(Problem):
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str]], facts: Facts, max_length: int
     ) -> dict[str, list[Any]]:
-        encoded = tokenizer(
-            list(batch["text"]), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-        )
-        features: dict[str, list[Any]] = dict(encoded)
+        features = encode_texts(tokenizer, batch["text"], max_length=max_length)
         if "value" in batch:
             features["labels"] = [(float(cell) - facts["mean"]) / facts["std"] for cell in batch["value"]]
         return features

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, DataRefused, nearest
 from overnight.problems.base import Facts, Prediction, Problem
+from overnight.problems.texts import SCORES, encode_texts, label_settings, occurrences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from overnight.training.data import TokenizedRows
 
 AVERAGES = ("macro", "weighted")
-SCORES = ("precision", "recall", "f1")
 LONG = 8
 """Characters a token from which a text is looked at before it is paired."""
 
@@ -44,8 +43,7 @@ class SequenceClassification(Problem):
         texts = [list(batch[role]) for role in self.text_roles]
         if len(texts) > 1:
             texts = [[_cut(tokenizer, text, max_length) for text in side] for side in texts]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
-        features: dict[str, list[Any]] = dict(encoded)
+        features = encode_texts(tokenizer, *texts, max_length=max_length)
         if "label" in batch:
             codes = {label: code for code, label in enumerate(facts["labels"])}
             for label in batch["label"]:
@@ -60,17 +58,8 @@ class SequenceClassification(Problem):
 
         from overnight.training.models import load_pretrained
 
-        labels = facts["labels"]
-        return load_pretrained(
-            AutoModelForSequenceClassification,
-            base,
-            revision,
-            training=training,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: code for code, label in enumerate(labels)},
-            problem_type="single_label_classification",
-        )
+        settings = label_settings(facts["labels"]) | {"problem_type": "single_label_classification"}
+        return load_pretrained(AutoModelForSequenceClassification, base, revision, training=training, **settings)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         from torch.nn.functional import cross_entropy
@@ -98,9 +87,9 @@ class SequenceClassification(Problem):
         """One dict a row: `label`, its `score`, and `scores` (label → probability, summing to 1)."""
         import numpy as np
 
-        labels, logits = facts["labels"], np.stack(outputs).astype(np.float64)
-        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
+        from overnight.problems.labels import softmax
+
+        labels, shares = facts["labels"], softmax(np.stack(outputs))
         rows = zip(shares.argmax(axis=-1).tolist(), shares.tolist(), strict=True)
         return [
             {"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))}
@@ -114,8 +103,7 @@ class SequenceClassification(Problem):
 
     def classes(self, targets: Sequence[str], facts: Facts) -> dict[str, int]:
         """The labels of the model, in their order, then those that only the rows have."""
-        counts = Counter(targets)
-        return {label: counts[label] for label in (*facts["labels"], *sorted(set(counts) - set(facts["labels"])))}
+        return occurrences(targets, facts["labels"])
 
     def broken(self, prediction: Prediction) -> str | None:
         said = super().broken(prediction)

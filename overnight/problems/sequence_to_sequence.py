@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
+from overnight.problems.texts import IGNORED, code_points, generation_settings, labelled_tokens, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from overnight.tally import Tally
     from overnight.training.data import TokenizedRows
 
-IGNORED = -100
 ROUGE = ("rouge1", "rouge2", "rougeL")
 _WORD = re.compile(r"[^\W_]+")
 
@@ -44,8 +44,6 @@ class SequenceToSequence(Problem):
         self, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str]], facts: Facts, max_length: int
     ) -> dict[str, list[Any]]:
         """See `Problem.encode`; `labels` are the target's tokens, `reference` its code points."""
-        import numpy as np
-
         prefix = facts["generation"]["prefix"]
         limits: dict[str, Any] = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
         encoded = tokenizer([prefix + text for text in batch["text"]], return_token_type_ids=False, **limits)
@@ -53,9 +51,7 @@ class SequenceToSequence(Problem):
         if "target" in batch:
             wanted = tokenizer(text_target=list(batch["target"]), return_token_type_ids=False, **limits)
             features["labels"] = list(wanted["input_ids"])
-            features["reference"] = [
-                np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.int32) for text in batch["target"]
-            ]
+            features["reference"] = list(map(code_points, batch["target"]))
         return features
 
     def load_model(self, base: str, facts: Facts, training: Training, revision: str | None = None) -> PreTrainedModel:
@@ -76,7 +72,7 @@ class SequenceToSequence(Problem):
         return _of_encoders(base, revision, training)
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+        return labelled_tokens(batch)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         """Cross-entropy of the target's tokens, each given those before it (teacher forcing)."""
@@ -92,10 +88,8 @@ class SequenceToSequence(Problem):
 
     def generate(self, model: Any, batch: Mapping[str, Tensor], facts: Facts) -> list[np.ndarray]:
         """Token ids of an output for each feature."""
-        settings = {name: value for name, value in facts["generation"].items() if name != "prefix"}
-        found = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, **settings
-        )
+        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        found = model.generate(**asked, do_sample=False, **generation_settings(facts))
         return list(found.cpu().numpy())
 
     def decode(
@@ -106,9 +100,7 @@ class SequenceToSequence(Problem):
         return [{"output": " ".join(text.split())} for text in texts]
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[str]:
-        return [
-            bytes(rows[i]["reference"].astype("<i4")).decode("utf-32-le", "surrogatepass") for i in range(len(rows))
-        ]
+        return [text_of(rows[i]["reference"]) for i in range(len(rows))]
 
     def right(self, target: str, prediction: Prediction, facts: Facts) -> bool:
         return bool(prediction["output"] == target)

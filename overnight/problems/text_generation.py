@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
+from overnight.problems.texts import IGNORED, generation_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,11 +81,11 @@ class TextGeneration(Problem):
         self, features: Sequence[Mapping[str, Any]], pad_token_id: int, training: bool = False
     ) -> dict[str, Tensor]:
         batch = super().collate(features, pad_token_id)
-        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         return batch
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"][:, 1:] != -100).sum())
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         """Cross-entropy of each token, given those before it."""
@@ -104,7 +105,7 @@ class TextGeneration(Problem):
 
         wanted = batch["labels"][:, 1:]
         each = cross_entropy(outputs.logits[:, :-1].float().transpose(1, 2), wanted, reduction="none")
-        sums: np.ndarray = torch.stack([each.sum(1), (wanted != -100).sum(1)], dim=1).double().cpu().numpy()
+        sums: np.ndarray = torch.stack([each.sum(1), (wanted != IGNORED).sum(1)], dim=1).double().cpu().numpy()
         return list(sums)
 
     def generate(self, model: Any, batch: Mapping[str, Tensor], facts: Facts) -> list[np.ndarray]:
@@ -117,7 +118,7 @@ class TextGeneration(Problem):
 
         mask = batch["attention_mask"]
         foretold = self.outputs(model(input_ids=batch["input_ids"], attention_mask=mask), batch)
-        settings = {name: value for name, value in facts["generation"].items() if name != "prefix"}
+        settings = generation_settings(facts)
         room = getattr(model.config, "max_position_embeddings", None)
         most = mask.shape[1]
         if room:

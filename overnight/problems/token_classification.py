@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from unicodedata import category
 
-from overnight.errors import Complaint, DataRefused, UserError, nearest
+from overnight.errors import Complaint, DataRefused, nearest
 from overnight.problems.base import Cell, Facts, Prediction, Problem
 from overnight.problems.tags import OUTSIDE, bio, chunks
+from overnight.problems.texts import (
+    IGNORED,
+    SCORES,
+    check_offsets,
+    in_cleaned,
+    label_settings,
+    labelled_tokens,
+    occurrences,
+    without_padding,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +31,6 @@ if TYPE_CHECKING:
     from overnight.tally import Tally
     from overnight.training.data import TokenizedRows
 
-SCORES = ("precision", "recall", "f1")
-IGNORED = -100
 CONTEXT = 8
 """A window of a long text sees its eighth more on either side than it answers for."""
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -91,11 +98,9 @@ class TokenClassification(Problem):
             UserError: the tokenizer cannot say where a token stands in the text.
             DataRefused: for a type that the training rows did not have.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            rule = "its tokenizer does not know where a token stands in the text (it is not a fast one)"
-            raise UserError(Complaint("model → base", rule))
         import numpy as np
 
+        check_offsets(tokenizer)
         front, back = _around(tokenizer)
         encoded = tokenizer(
             list(batch["text"]),
@@ -147,19 +152,11 @@ class TokenClassification(Problem):
 
         from overnight.training.models import load_pretrained
 
-        labels = facts["labels"]
-        return load_pretrained(
-            AutoModelForTokenClassification,
-            base,
-            revision,
-            training=training,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: code for code, label in enumerate(labels)},
-        )
+        settings = label_settings(facts["labels"])
+        return load_pretrained(AutoModelForTokenClassification, base, revision, training=training, **settings)
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+        return labelled_tokens(batch)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
         """Cross-entropy of the words, each at its first token."""
@@ -184,9 +181,7 @@ class TokenClassification(Problem):
         return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
 
     def outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
-        logits = outputs.logits.float().cpu().numpy()
-        lengths = batch["attention_mask"].sum(1).tolist()
-        return [values[:length].copy() for values, length in zip(logits, lengths, strict=True)]
+        return without_padding(outputs.logits, batch)
 
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
@@ -195,6 +190,8 @@ class TokenClassification(Problem):
         word."""
         import numpy as np
 
+        from overnight.problems.labels import softmax
+
         rows: list[list[tuple[int, int, str, float]]] = []
         for place, logits in enumerate(outputs):
             feature = features[place]
@@ -202,8 +199,7 @@ class TokenClassification(Problem):
             while len(rows) <= int(feature["row"]):
                 rows.append([])
             own = np.flatnonzero(starts >= 0)
-            shares = np.exp(logits[own].astype(np.float64) - logits[own].max(axis=-1, keepdims=True))
-            shares /= shares.sum(axis=-1, keepdims=True)
+            shares = softmax(logits[own])
             # a word whose scores are no numbers is said to be something, for `broken` to find
             best = np.where(np.isnan(shares).any(axis=-1), 1, shares.argmax(axis=-1))
             rows[-1] += [
@@ -251,8 +247,7 @@ class TokenClassification(Problem):
         return [*SCORES, "macro_f1", *(f"{score}/{kind}" for score in SCORES for kind in facts["types"])]
 
     def classes(self, targets: Sequence[Sequence[Span]], facts: Facts) -> dict[str, int]:
-        counts = Counter(kind for row in targets for _, _, kind in row)
-        return {kind: counts[kind] for kind in (*facts["types"], *sorted(set(counts) - set(facts["types"])))}
+        return occurrences((kind for row in targets for _, _, kind in row), facts["types"])
 
     def right(self, target: Sequence[Span], prediction: Prediction, facts: Facts) -> bool:
         return {tuple(span) for span in target} == _spans(prediction)
@@ -324,10 +319,7 @@ def _cleaned(text: str, given: Sequence[Span], clean: Callable[[str], Cell]) -> 
     whole = clean(text) or ""
     spans: list[Span] = []
     for start, end, kind in given:
-        start += len(text[start:end]) - len(text[start:end].lstrip())
-        own = clean(text[start:end])
-        # where the span begins once what is before it is cleaned: a letter keeps the space in between
-        at = len(clean(text[:start] + "x") or "x") - 1
+        at, own = in_cleaned(text, start, end, clean)
         if own is None or whole[at : at + len(own)] != own:
             raise Unusable("span_lost_in_cleaning")
         spans.append((at, at + len(own), kind))
@@ -420,19 +412,10 @@ def _metrics(sums: np.ndarray, types: Sequence[str]) -> dict[str, np.ndarray]:
 
     A type without a span in the rows has no metrics (NaN) and is left out of the macro mean.
     """
-    import numpy as np
+    from overnight.problems.labels import scores_of_counts, scores_of_each
 
     k = len(types)
-    gold, predicted, right, other = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k], sums[:, -1]
-
-    def shares(gold: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:
-        pairs = ((right, predicted), (right, gold), (2 * right, gold + predicted))
-        return tuple(np.divide(a, b, out=np.zeros_like(a), where=b > 0) for a, b in pairs)
-
-    whole = shares(gold.sum(axis=1), predicted.sum(axis=1) + other, right.sum(axis=1))
-    found = dict(zip(SCORES, whole, strict=True))
-    present, each = gold > 0, shares(gold, predicted, right)
-    found["macro_f1"] = np.where(present, each[2], 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-    for name, values in zip(SCORES, each, strict=True):
-        found |= {f"{name}/{kind}": np.where(present[:, i], values[:, i], np.nan) for i, kind in enumerate(types)}
-    return found
+    gold, predicted, right = sums[:, :k], sums[:, k : 2 * k], sums[:, 2 * k : 3 * k]
+    whole = scores_of_counts(gold.sum(axis=1), predicted.sum(axis=1) + sums[:, -1], right.sum(axis=1))
+    means, each = scores_of_each(gold, predicted, right, types)
+    return dict(zip(SCORES, whole, strict=True)) | {"macro_f1": means["macro_f1"]} | each
