@@ -31,9 +31,13 @@ LONGEST = 64 * 1024
 def moved_aliases(home: Home, server: str) -> Iterator[SimpleQueue[str]]:
     """The names of models of which `server`, the home's own, says within the block that an alias was moved or deleted.
 
-    Without that server's consent the queue stays empty: a night and `overnight doctor` look by themselves.
+    With a shared server, or without the own one's consent, the queue stays empty: a night and `overnight doctor` look
+    by themselves.
     """
     names: SimpleQueue[str] = SimpleQueue()
+    if not home.embedded_tracking:  # a server of other people's, which need not reach this machine
+        yield names
+        return
     path = f"/{secrets.token_urlsafe(32)}"
 
     class Receiver(BaseHTTPRequestHandler):
@@ -61,7 +65,7 @@ def moved_aliases(home: Home, server: str) -> Iterator[SimpleQueue[str]]:
         receiver.daemon_threads = True
         threading.Thread(target=receiver.serve_forever, daemon=True, name="webhooks").start()
         try:
-            _subscribe(home, server, f"http://{LOOPBACK}:{receiver.server_port}{path}")
+            _subscribe(server, f"http://{LOOPBACK}:{receiver.server_port}{path}")
             yield names
         finally:
             with suppress(Exception):  # the server may be gone; the next `up` removes it
@@ -69,9 +73,7 @@ def moved_aliases(home: Home, server: str) -> Iterator[SimpleQueue[str]]:
             receiver.shutdown()
 
 
-def _subscribe(home: Home, server: str, address: str) -> None:
-    if not home.embedded_tracking:
-        return  # a server of other people's, which need not reach this machine
+def _subscribe(server: str, address: str) -> None:
     try:
         _unsubscribe(server)
         store.client_of(server).create_webhook(NAME, address, EVENTS)
