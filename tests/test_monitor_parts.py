@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overnight import problems
 from overnight.config.operations import Monitor
 from overnight.home import Home
 from overnight.monitor import drift
+from overnight.monitor.judge import truths
 from overnight.monitor.state import KEPT, alarmed, recent, records, remember
 from overnight.monitor.traffic import end, traffic
 
@@ -70,6 +72,20 @@ def test_chance_of_token_frequencies_is_right_at_every_size(rows):
     assert abs(np.mean([one.effect for one in found])) < 0.01
     other = vocabulary.token_frequencies(drift.count_tokens(_counts(draw, rows, 50), 1000))
     assert other.effect > 0.05 and other.p < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "expected"),
+    [
+        ("sequence-classification", ["1.0", None, "2"], ["1", None, "2"]),
+        ("multi-label-classification", ["b;a", "[]", "[1"], [["a", "b"], [], None]),
+        ("regression", ["4", "abc", None], [4.0, None, None]),
+        ("token-classification", ['[[2, 8, "x"]]', "[]", '[[2, 99, "x"]]'], [[(2, 8, "x")], [], None]),
+    ],
+)
+def test_targets_of_a_file_are_read_as_a_night_reads_them(name, cells, expected):
+    """In every form that a source may have; what cannot be read counts as not known."""
+    assert truths(problems.get(name), [{"text": "a lovely flight"}] * 3, cells) == expected
 
 
 def test_a_broken_model_drifts():

@@ -119,19 +119,12 @@ class Judge:
                 [sum(map(len, text.values())) for text in texts],
                 answers=answers,
                 texts=list(texts),
-                targets=self._truths(targets),
+                targets=truths(self.problem, texts, targets),
             )
 
     def _gist(self, answers: Sequence[Prediction]) -> tuple[list[str], list[float]]:
         found = [self.problem.gist(answer) for answer in answers]
         return [label for label, _ in found], [score for _, score in found]
-
-    def _truths(self, cells: Sequence[str | None]) -> list[Any]:
-        """The targets of rows as the problem compares them; None for a row without one."""
-        cleaned = [cell and normalise(cell) for cell in cells]
-        if self.problem.labelled:
-            cleaned = labels_as_text(cleaned)
-        return [None if cell is None else self.problem.truth(cell) for cell in cleaned]
 
     def record(self, window: Window) -> Record:
         """A window as it is remembered: every statistic with its limit, and whether any of them drifted."""
@@ -192,3 +185,15 @@ class Judge:
         now = self.problem.tally(targets, answers, self.facts)
         found = drift.quality(before, now, self.metric, lower_is_better=worse, resamples=RESAMPLES)
         return found, {"metric": self.metric, "rows": len(known), **live["metrics"][self.metric]}
+
+
+def truths(problem: Problem, texts: Sequence[Mapping[str, str]], cells: Sequence[str | None]) -> list[Any]:
+    """The targets of rows as the problem compares them, read as a night reads them; None where there is none."""
+    columns: dict[str, list[str | None]] = {role: [None] * len(cells) for role in problem.roles()}
+    columns |= {role: [row[role] for row in texts] for role in problem.text_roles}
+    columns[problem.target] = [cell and normalise(cell) for cell in cells]
+    problem.prepare(columns, normalise)
+    found = columns[problem.target]
+    if problem.labelled:
+        found = labels_as_text(found)
+    return [None if cell is None else problem.truth(cell) for cell in found]
