@@ -62,16 +62,15 @@ def judge_elsewhere(
                 told["error"] = "no row can be judged"
                 continue
             write_table(columns, place / "usable.parquet")
-            names = dict(models)
-            asked: dict[str, Any] = {"rows": str(place / "usable.parquet"), "text_roles": list(problem.text_roles)}
-            run_child(score_models, place, threads, models=names, timed=False, **asked)
+            asked = {"rows": str(place / "usable.parquet"), "text_roles": list(problem.text_roles), "timed": False}
+            run_child(score_models, place, threads, models=models, **asked)
         except OvernightError as error:
             told["error"] = str(error)
             continue
         predictions = json.loads((place / PREDICTIONS).read_text())
         targets = [problem.truth(cell) for cell in columns[problem.target]]
-        for name in names:
-            judged = evaluate(problem, facts, targets, predictions[name], **options)
+        for name, answers in predictions.items():
+            judged = evaluate(problem, facts, targets, answers, **options)
             told["candidate" if name == "candidate" else "champion"] = judged["metrics"][options["metric"]]
     return found
 

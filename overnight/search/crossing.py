@@ -31,23 +31,16 @@ def _folds(folder: Path, *, job: dict[str, Any], training: dict[str, Any], count
     from overnight.training.models import ModelReference, resolve_base
 
     shared, settings = Job(**job), Training(**training)
-    reference = ModelReference(resolve_base(shared.base), shared.revision)
-    values: list[float] = []
-    for number, (learnt, judged) in enumerate(data.folds(data.open(shared.train), count, settings.seed)):
-        place = folder / str(number)
-        last: list[float] = []
-        fit(
-            problems.get(shared.problem),
-            reference,
-            shared.facts,
-            learnt,
-            judged,
-            settings,
-            folder=place,
-            metric=shared.metric,
-            # the last, not the best: to choose by the rows that judge would flatter it
-            on_evaluation=lambda line, last=last: last.append(line["value"]),  # type: ignore[misc]
-        )
-        values.append(last[-1])
+    problem, reference = problems.get(shared.problem), ModelReference(resolve_base(shared.base), shared.revision)
+
+    def value(learnt: data.Part, judged: data.Part, place: Path) -> float:
+        """The metric after the last step, not the best: to choose by the rows that judge would flatter it."""
+        values: list[float] = []
+        told: dict[str, Any] = {"metric": shared.metric, "on_evaluation": lambda line: values.append(line["value"])}
+        fit(problem, reference, shared.facts, learnt, judged, settings, folder=place, **told)
         forget(place)
-    return {"folds": values, "mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
+        return values[-1]
+
+    parts = data.folds(data.open(shared.train), count, settings.seed)
+    values = [value(*sides, folder / str(number)) for number, sides in enumerate(parts)]
+    return {"folds": values, "mean": fmean(values), "sd": stdev(values)}
