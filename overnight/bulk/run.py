@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,8 @@ def score_file(
             from overnight.training.predict import Scorer
 
             lines = ScoreLines(home, version, log_texts) if log or log_texts else None
-            work = Work(found, parts, target.suffix, manifest, added, version, options.scores)
-            work.run(Scorer(folder), lines, progress)
+            cells = partial(problem.cells, facts=card["facts"], scores=options.scores)
+            Work(found, parts, target.suffix, manifest, added, version, cells).run(Scorer(folder), lines, progress)
         whole = parts / f"whole{target.suffix}"
         assemble([parts / part["file"] for part in manifest["parts"]], whole, found.schema, added)
         os.replace(whole, target)

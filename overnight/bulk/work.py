@@ -52,14 +52,13 @@ class Work:
         manifest: dict[str, Any],
         added: pa.Schema,
         version: Version,
-        scores: bool,
+        cells: Callable[[Prediction], list[Any]],
     ):
         self.found, self.parts, self.suffix = found, parts, suffix
-        self.manifest, self.added, self.version, self.scores = manifest, added, version, scores
+        self.manifest, self.added, self.version, self.cells = manifest, added, version, cells
         self.done, self.errors = (sum(part[what] for part in manifest["parts"]) for what in ("rows", "errors"))
 
     def run(self, scorer: Scorer, lines: ScoreLines | None, progress: Progress) -> None:
-        self.problem, self.facts = scorer.problem, scorer.card.facts
         part, begun, before = None, 0.0, (0, 0)
         progress(self.done, self.found.rows, self.errors)
         with closing(_answers(scorer, self.found, self.done)) as answers:
@@ -68,7 +67,7 @@ class Work:
                     path = self.parts / f"{len(self.manifest['parts']):05}{self.suffix}"
                     part = open_part(path, self.found.schema, self.added)
                     begun, before = time.monotonic(), (self.done, self.errors)
-                part.write(chunk, self._columns(chunk, predictions))
+                part.write(chunk, self._columns(chunk, predictions, scorer.problem))
                 self._count(chunk)
                 if lines is not None:
                     lines.add(scorer.problem, [text for text in chunk.texts if text], predictions, tokens)
@@ -85,12 +84,12 @@ class Work:
         if self.done != self.found.rows:
             raise NightFailed(Complaint(str(self.found.path), "changed while it was read"))
 
-    def _columns(self, chunk: Chunk, predictions: list[Prediction]) -> dict[str, list[Any]]:
+    def _columns(self, chunk: Chunk, predictions: list[Prediction], problem: Problem) -> dict[str, list[Any]]:
         """The added columns of a chunk; marks rows whose scores are no numbers."""
         left = iter(predictions)
         answers = [next(left) if text else None for text in chunk.texts]
         for place, answer in enumerate(answers):
-            broken = self.problem.broken(answer) if answer else None
+            broken = problem.broken(answer) if answer else None
             if broken:
                 answers[place], chunk.errors[place] = None, broken
         rows = [self._row(answer, error) for answer, error in zip(answers, chunk.errors, strict=True)]
@@ -98,7 +97,7 @@ class Work:
 
     def _row(self, answer: Prediction | None, error: str) -> list[Any]:
         own = len(self.added) - len(BEHIND)
-        given = self.problem.cells(answer, self.facts, self.scores) if answer else [None] * own
+        given = self.cells(answer) if answer else [None] * own
         return [*given, self.version.name, self.version.number, error]
 
     def _count(self, chunk: Chunk) -> None:
