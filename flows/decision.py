@@ -15,6 +15,7 @@ from overnight.data.ingest import Ingested
 from overnight.data.store import read_columns
 from overnight.errors import DataRefused
 from overnight.home import Home
+from overnight.intake import facts_of
 from overnight.lineage import version_tags
 from overnight.newbase import with_base
 from overnight.nights import Night, last_accepted
@@ -42,9 +43,7 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
 
     with night.stage("split"):
         sides = split(clean, config.split, config.problem, folder / "rows")
-        facts = problem.facts(read_columns(sides.paths["train"], problem.required_roles))
-        if problem.generates:
-            facts |= {"generation": model.generation.model_dump()}
+        facts = facts_of(problem, read_columns(sides.paths["train"], problem.required_roles), model)
         counts = {"split": sides.rows, "near_duplicates": sides.near_duplicates}
         night.update(data={**night.record["data"], **counts}, facts=facts)
         metric = problem.check_metric(config.evaluation.metric or problem.default_metric, facts)

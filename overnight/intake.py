@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overnight import problems
 from overnight.config import Data, Model, Validation
@@ -12,10 +12,19 @@ from overnight.data.ingest import Ingested, ingest
 from overnight.expectations import Validated, validate_rows
 from overnight.newbase import NEW
 
+if TYPE_CHECKING:
+    from overnight.problems.base import Facts, Problem
+
 
 def read_rows(data: Data, problem: str, folder: Path, where: str) -> Ingested:
     """Ingests the columns that the problem needs; arguments and errors as `overnight.data.ingest.ingest`."""
     return ingest(data, folder, problems.get(problem), where=where)
+
+
+def facts_of(problem: Problem, rows: Mapping[str, Sequence[Any]], model: Model) -> Facts:
+    """What the problem has to know of the training rows, and of the config where it writes texts."""
+    written = {"generation": model.generation.model_dump()} if problem.generates else {}
+    return problem.facts(rows) | written
 
 
 def judge_rows(

@@ -92,6 +92,7 @@ def _peak_bytes(weights: int) -> int:
 def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float]:
     """Samples a second of a few seconds of training; runs in a child process."""
     from overnight.data.store import read_columns
+    from overnight.intake import facts_of
     from overnight.training import data
     from overnight.training.fit import fit
     from overnight.training.models import ModelReference, load_tokenizer, resolve_base
@@ -100,9 +101,7 @@ def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float
     columns = read_columns(rows, problem.required_roles)
     whole = [i for i in range(len(columns[problem.target])) if all(columns[name][i] for name in columns)]
     batch = {name: [values[i] for i in whole[:MEASURE_ROWS]] for name, values in columns.items()}
-    facts = problem.facts(batch)
-    if problem.generates:
-        facts |= {"generation": config.model.generation.model_dump()}
+    facts = facts_of(problem, batch, config.model)
     if config.model.base == NEW:
         roles = list(problem.text_roles)
         make(folder, base=str(folder / "base"), train=rows, roles=roles, settings=settings_of(config.model))
