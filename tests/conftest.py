@@ -34,6 +34,20 @@ WORDS = {
 FILLER = "the a flight crew was is today with our and seat that service bag it went very".split()
 
 
+# shapes of random models that cost nothing to run, as transformers' configurations name them
+SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
+BERT = SIZES | {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+DISTIL = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0}
+DISTIL |= {"seq_classif_dropout": 0.0}
+
+
 def make_rows(count: int, seed: int = 1):
     """`count` different texts of three labels, each label told by its own words: learnable in seconds."""
     import pandas as pd

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from conftest import BERT, DISTIL, SIZES
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -45,33 +46,14 @@ SHORT = Training(
     method="lora",
     lora_rank=4,
 )
-SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
-BERT = SIZES | {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.2,
-}
-DISTIL = {
-    "initializer_range": 0.2,
-    "dim": 16,
-    "n_layers": 3,
-    "n_heads": 2,
-    "hidden_dim": 24,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "seq_classif_dropout": 0.0,
-}
+LIVELY, DISTIL_LIVELY = (sizes | {"initializer_range": 0.2} for sizes in (BERT, DISTIL))
 GPT2 = {"vocab_size": 60, "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 2}
 GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2, "vocab_size": 60}
 MODELS = {
-    "bert": lambda: BertForSequenceClassification(BertConfig(**BERT)),
-    "tokens": lambda: BertForTokenClassification(BertConfig(**BERT)),
-    "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL)),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**LIVELY)),
+    "tokens": lambda: BertForTokenClassification(BertConfig(**LIVELY)),
+    "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL_LIVELY)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "t5": lambda: T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0)),
 }

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from conftest import BERT, DISTIL, SIZES
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -34,17 +35,6 @@ from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed, Packing, _one_by_one, _padded
 
 PROBLEM = problems.get("sequence-classification")
-SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
-BERT = SIZES | {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-DISTIL = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0}
-DISTIL |= {"seq_classif_dropout": 0.0}
 MODELS = {
     "bert": (lambda: BertForSequenceClassification(BertConfig(**BERT)), "first"),
     "roberta": (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), "first"),
