@@ -87,9 +87,11 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
             config.evaluation,
             config.data.slices,
             len(cores()),
+            config.validation.show_examples,
         )
         ours, champion = {"trial": found["best"], "evaluation": judged["candidate"]}, judged["champion"]
-        night.update(candidate=ours, champion=champion, comparison=judged["comparison"], elsewhere=judged["elsewhere"])
+        told = {name: judged[name] for name in ("comparison", "elsewhere", "samples")}
+        night.update(candidate=ours, champion=champion, **told)
 
     with night.stage("register"):
         tags = version_tags(night.record)

@@ -22,6 +22,7 @@ from overnight.processes import run_child
 from overnight.progress import emit
 from overnight.promotion import Decision, decide
 from overnight.report import confusion_matrix_png, decision_markdown, model_markdown, version_markdown
+from overnight.samples import samples
 from overnight.scoring import PREDICTIONS, SMOKE_TEXT, score_models, smoke_in_child
 from overnight.tracking import ledger, registry
 from overnight.tracking.night import night_run, pages_of
@@ -58,15 +59,17 @@ def judge(
     section: EvaluationSection,
     slices: tuple[str, ...],
     threads: int,
+    quote: bool = False,
 ) -> dict[str, Any]:
     """Scores candidate and champion on the same test rows and compares them.
 
     Args:
         validation: tokenized rows, for what is tuned after training; `test`: Parquet file.
+        quote: whether texts of the data may be told.
 
     Returns:
         {"candidate": Evaluation, "champion": {"version", "evaluation"} | None, "comparison": Comparison | None,
-        "elsewhere": [Carried]}
+        "elsewhere": [Carried], "samples": [Sample]}
     """
     import pandas as pd
 
@@ -106,6 +109,8 @@ def judge(
     if sets:
         table("also_on", list(map(_row, sets)), f"{metric} on data of elsewhere")
     found["elsewhere"] = sets
+    texts = {role: rows[role].tolist() for role in dict.fromkeys((*roles, kind.target))}
+    found["samples"] = samples(texts, kind.target, predictions) if quote and kind.generates else []
     markdown("evaluation", _evaluation_markdown(found["candidate"]), f"The candidate on {len(targets):,} test rows")
     return found
 

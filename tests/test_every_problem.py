@@ -69,6 +69,12 @@ def of_texts(rows: Rows) -> Rows:
     return rows[["text"]]
 
 
+def of_sentences(rows: Rows) -> Rows:
+    """Good follows good, and bad follows bad."""
+    pairs = of_pairs(rows)
+    return pairs.assign(label=pairs.label.map({"same": "next", "other": "other"}))
+
+
 SMALL = {"max_new_tokens": 4}
 CASES: dict[str, tuple[Callable[[Rows], Rows], dict[str, Any]]] = {
     "sequence-classification": (lambda rows: rows, {}),
@@ -78,6 +84,7 @@ CASES: dict[str, tuple[Callable[[Rows], Rows], dict[str, Any]]] = {
     "token-classification": (of_spans, {}),
     "question-answering": (of_questions, {}),
     "masked-lm": (of_texts, {}),
+    "masked-lm-next-sentence": (of_sentences, {}),
     "translation": (of_targets, {"generation": SMALL}),
     "summarization": (of_targets, {"generation": SMALL}),
     "text-generation": (
@@ -108,7 +115,11 @@ def test_a_night(name, tmp_path, tiny_model, prefect_api, monkeypatch):
             "problem": name,
             "model": {"base": str(tiny_model), "max_length": 48} | model,
             "data": {"source": str(tmp_path / "rows.jsonl")},
-            "validation": {"max_refused": 0.5, "expect": {"characters": {"min": 1}, "duplicates": {"severity": "off"}}},
+            "validation": {
+                "show_examples": True,
+                "max_refused": 0.5,
+                "expect": {"characters": {"min": 1}, "duplicates": {"severity": "off"}},
+            },
             "training": {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16, "evaluations_per_epoch": 1},
             "search": {"trials": 1},
             "promotion": {"floor": 1e6 if problem.default_metric in problem.lower_is_better else -1},
@@ -117,6 +128,7 @@ def test_a_night(name, tmp_path, tiny_model, prefect_api, monkeypatch):
     record = project.facts("run", "tiny.yaml")
     assert record["state"] == "promoted", record.get("decision")
     assert record["metric"] == problem.default_metric
+    assert len(record["samples"]) == (5 if problem.generates else 0)
     home = Home.from_environment({"OVERNIGHT_HOME": str(project.home)})
     for entry in ledger.read(home, "tiny"):
         assert entry.action == "promote"

@@ -73,6 +73,11 @@ ROWS = {
         ],
     },
     "masked-lm": {"text": REPEATED},
+    "masked-lm-next-sentence": {
+        "text": REPEATED,
+        "second": REPEATED,
+        "label": ["next" if len(text) % 2 else "other" for text in REPEATED],
+    },
     "question-answering": {
         "question": [f"what was {kind}" for kind in KINDS],
         "context": TEXTS,
@@ -101,6 +106,9 @@ KNOWING = {
     "multi-label-classification": lambda batch, facts: 40 * batch["labels"][0].numpy() - 20,
     "regression": lambda batch, facts: batch["labels"].numpy(),
     "masked-lm": lambda batch, facts: np.array([0, *2 * [(batch["labels"] >= 0).sum()]]),
+    "masked-lm-next-sentence": lambda batch, facts: np.array(
+        [0, *2 * [(batch["labels"] >= 0).sum()], *20 * np.eye(2)[batch["next_sentence_label"][0]]]
+    ),
     "question-answering": lambda batch, facts: 20 * np.eye(batch["input_ids"].shape[1])[batch["labels"][0]].T,
     "token-classification": one_label,
     "translation": tokens,

@@ -32,6 +32,7 @@ from overnight.report import (
 from overnight.report.curves import read_curves
 from overnight.report.pictures import drawn, png, svg
 from overnight.report.plots import plots
+from overnight.samples import samples
 
 EVIL = "<script>alert('$x_1^$')</script>"
 
@@ -201,6 +202,24 @@ def test_terminal_is_plain_without_a_terminal():
     record = night(model="[bold]name[/bold]")
     assert "\x1b" not in shown(record) and "[bold]name[/bold]" in shown(record)
     assert "\x1b" in shown(record, force_terminal=True)
+
+
+def test_what_is_written():
+    """Test rows with what both wrote, long ones without their middle, and the page owns that it quotes; none: neither
+    section nor texts."""
+    rows = {"text": ["a" * 300 + EVIL + "z" * 300, "short"], "target": ["wanted by all", ""]}
+    told = {"candidate": [{"output": "by the new"}] * 2, "champion": [{"output": "by the old"}] * 2}
+    found = samples(rows, "target", told)
+    assert [one["wanted"] for one in found] == ["wanted by all", ""] and len(found[0]["given"]["text"]) < 400
+    assert found[0]["given"]["text"].startswith("aaa") and found[0]["given"]["text"].endswith("zzz")
+    alone = samples({"text": ["going"]}, "text", {"candidate": [{"output": "on"}]})
+    assert alone == [{"given": {"text": "going"}, "wanted": None, "outputs": {"candidate": "on"}}]
+    page = html(night(samples=found))
+    for text in ("What is written", "by the new", "by the old", "wanted by all", "Shows texts of the data"):
+        assert text in page
+    assert page.index("by the old") < page.index("by the new")
+    assert EVIL not in html(night(samples=samples({"text": [EVIL]}, "text", {"candidate": [{"output": EVIL}]})))
+    assert "What is written" not in html(night()) and "No text of the data" in html(night())
 
 
 def test_page_needs_nothing_from_elsewhere():

@@ -271,7 +271,8 @@ class Validation(Section):
     """Largest share of rows that may go to quarantine; with more the night stops."""
 
     show_examples: bool = False
-    """Whether Data Docs and the record of the night may quote texts; off, they hold counts and row numbers only."""
+    """Whether Data Docs and the record of the night may quote texts, and the report show what a model wrote for some
+    test rows; off, they hold counts and row numbers only."""
 
 
 class Split(Section):

@@ -128,7 +128,7 @@ def _replace(table: Table, wanted: Mapping[str, Mapping[str, str]], roles: Seque
 def _pair(table: Table, problem: Problem, where: str) -> None:
     """Makes pairs of sentences from documents, in place; a pair has the slices and the place of its document."""
     if set(problem.required_roles) != {"text", "second", "label"}:
-        rule = "makes rows of pair-classification"
+        rule = "makes rows of pair-classification and masked-lm-next-sentence"
         raise UserError(Complaint(f"{where}{ARROW}pairs", rule, repr(problem.name)))
     made = next_sentence_pairs(table.columns["text"])
     numbers = [pair[0] for pair in made]

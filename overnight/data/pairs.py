@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from overnight.data.normalise import digest
+from overnight.problems.texts import NEXT, OTHER
 
-NEXT, OTHER = "next", "other"
 SHORTEST = 20
 """Characters; what is shorter is a heading, a number, half a quotation."""
 

@@ -20,6 +20,7 @@ PROBLEMS: dict[str, str] = {
     "multi-label-classification": "overnight.problems.multi_label_classification:MultiLabelClassification",
     "regression": "overnight.problems.regression:Regression",
     "masked-lm": "overnight.problems.masked_lm:MaskedLM",
+    "masked-lm-next-sentence": "overnight.problems.masked_lm_next_sentence:MaskedLMNextSentence",
     "question-answering": "overnight.problems.question_answering:QuestionAnswering",
     "text-generation": "overnight.problems.text_generation:TextGeneration",
     "summarization": "overnight.problems.sequence_to_sequence:Summarization",

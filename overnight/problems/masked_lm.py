@@ -54,9 +54,7 @@ class MaskedLM(Problem):
         Raises:
             UserError: the tokenizer has no mask, or does not know words.
         """
-        if tokenizer.mask_token_id is None or not getattr(tokenizer, "is_fast", False):
-            rule = "needs a tokenizer with a mask token that knows which tokens make a word (a fast one)"
-            raise UserError(Complaint("model → base", rule))
+        check_tokenizer(tokenizer)
         encoded = tokenizer(
             list(batch["text"]),
             truncation=True,
@@ -89,7 +87,7 @@ class MaskedLM(Problem):
         """Hides words by torch's random numbers while training, else by numbers that depend on the text alone."""
         from overnight.training.data import pad
 
-        return pad([_hide(feature, training) for feature in features], pad_token_id)
+        return pad([hide(feature, training) for feature in features], pad_token_id)
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
         return labelled_tokens(batch)
@@ -104,18 +102,7 @@ class MaskedLM(Problem):
 
     def outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
         """Of each feature: summed cross-entropy, hidden tokens, those that were found."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        labels = batch["labels"]
-        hidden = labels != IGNORED
-        logits, wanted = outputs.logits[hidden].float(), labels[hidden]
-        numbers = torch.stack([cross_entropy(logits, wanted, reduction="none"), (logits.argmax(-1) == wanted).float()])
-        found = torch.zeros(3, *labels.shape, device=labels.device)
-        found[1] = hidden
-        found[0, hidden], found[2, hidden] = numbers[0], numbers[1]
-        sums: np.ndarray = found.sum(-1).T.cpu().numpy()
-        return list(sums)
+        return list(found(outputs.logits, batch["labels"]))
 
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
@@ -126,10 +113,7 @@ class MaskedLM(Problem):
             while len(rows) <= int(features[place]["row"]):
                 rows.append([0.0, 0.0, 0.0])
             rows[-1] = [have + float(more) for have, more in zip(rows[-1], numbers, strict=True)]
-        return [
-            {"loss": loss / hidden if hidden else 0.0, "hidden": int(hidden), "found": int(found)}
-            for loss, hidden, found in rows
-        ]
+        return [prediction(row) for row in rows]
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[None]:
         return [None] * (int(rows.column("row")[-1]) + 1)
@@ -143,7 +127,7 @@ class MaskedLM(Problem):
         adds = np.array(
             [[one["loss"] * one["hidden"], one["hidden"], one["found"]] for one in predictions], dtype=float
         )
-        return Tally(np.arange(len(adds)), adds, _metrics)
+        return Tally(np.arange(len(adds)), adds, metrics)
 
     def metric_names(self, facts: Facts) -> list[str]:
         return list(METRICS)
@@ -165,7 +149,14 @@ class MaskedLM(Problem):
         return [prediction[name] for name in ("loss", "hidden", "found")]
 
 
-def _hide(feature: Mapping[str, Any], training: bool) -> dict[str, Any]:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError for a tokenizer without a mask, or that does not know words."""
+    if tokenizer.mask_token_id is None or not getattr(tokenizer, "is_fast", False):
+        rule = "needs a tokenizer with a mask token that knows which tokens make a word (a fast one)"
+        raise UserError(Complaint("model → base", rule))
+
+
+def hide(feature: Mapping[str, Any], training: bool) -> dict[str, Any]:
     """Token ids with some words hidden, and as labels what they were."""
     import numpy as np
     import torch
@@ -191,7 +182,28 @@ def _hide(feature: Mapping[str, Any], training: bool) -> dict[str, Any]:
     return {"input_ids": ids, "labels": labels}
 
 
-def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+def found(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Of each row of a padded batch: summed cross-entropy, hidden tokens, those that were found (float32)."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    hidden = labels != IGNORED
+    guesses, wanted = logits[hidden].float(), labels[hidden]
+    numbers = torch.stack([cross_entropy(guesses, wanted, reduction="none"), (guesses.argmax(-1) == wanted).float()])
+    each = torch.zeros(3, *labels.shape, device=labels.device)
+    each[1] = hidden
+    each[0, hidden], each[2, hidden] = numbers[0], numbers[1]
+    sums: np.ndarray = each.sum(-1).T.cpu().numpy()
+    return sums
+
+
+def prediction(numbers: Sequence[float]) -> Prediction:
+    """What a caller gets of the three numbers of `found`."""
+    loss, hidden, right = map(float, numbers)
+    return {"loss": loss / hidden if hidden else 0.0, "hidden": int(hidden), "found": int(right)}
+
+
+def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     """(resamples, loss | hidden | found) → the metrics; NaN where nothing was hidden."""
     import numpy as np
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, DataRefused, nearest
 from overnight.problems.base import Facts, Prediction, Problem
-from overnight.problems.texts import SCORES, encode_texts, label_settings, occurrences
+from overnight.problems.texts import SCORES, cut, encode_texts, label_settings, occurrences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from overnight.training.data import TokenizedRows
 
 AVERAGES = ("macro", "weighted")
-LONG = 8
-"""Characters a token from which a text is looked at before it is paired."""
 
 
 class SequenceClassification(Problem):
@@ -42,7 +40,7 @@ class SequenceClassification(Problem):
         """
         texts = [list(batch[role]) for role in self.text_roles]
         if len(texts) > 1:
-            texts = [[_cut(tokenizer, text, max_length) for text in side] for side in texts]
+            texts = [[cut(tokenizer, text, max_length) for text in side] for side in texts]
         features = encode_texts(tokenizer, *texts, max_length=max_length)
         if "label" in batch:
             codes = {label: code for code, label in enumerate(facts["labels"])}
@@ -140,16 +138,3 @@ class SequenceClassification(Problem):
     def metric_names(self, facts: Facts) -> list[str]:
         averages = [f"{average}_{score}" for average in AVERAGES for score in SCORES]
         return ["accuracy", *averages, *(f"{score}/{label}" for score in SCORES for label in facts["labels"])]
-
-
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
-    """A very long text without what no input has room for.
-
-    A fast tokenizer makes every combination of what it cuts off two texts: of two long ones, gigabytes.
-    """
-    if len(text) <= LONG * max_length or not tokenizer.is_fast:
-        return text
-    encoded = tokenizer(
-        text, add_special_tokens=False, truncation=True, max_length=max_length, return_offsets_mapping=True
-    )
-    return text[: encoded["offset_mapping"][-1][1]] if encoded["offset_mapping"] else text

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SCORES = ("precision", "recall", "f1")
 IGNORED = -100
 """The label of a token that the loss leaves out."""
+NEXT, OTHER = "next", "other"
+"""The labels of a pair of sentences: the second follows the first, or is from elsewhere."""
+LONG = 8
+"""Characters a token from which a text is looked at before it is paired."""
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, *texts: Sequence[str], max_length: int) -> dict[str, list[Any]]:
@@ -25,6 +29,19 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, *texts: Sequence[str], max_
     sides = map(list, texts)
     encoded = tokenizer(*sides, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
     return dict(encoded)
+
+
+def cut(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
+    """A very long text without what no input has room for.
+
+    A fast tokenizer makes every combination of what it cuts off two texts: of two long ones, gigabytes.
+    """
+    if len(text) <= LONG * max_length or not tokenizer.is_fast:
+        return text
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=True, max_length=max_length, return_offsets_mapping=True
+    )
+    return text[: encoded["offset_mapping"][-1][1]] if encoded["offset_mapping"] else text
 
 
 def label_settings(labels: Sequence[str]) -> dict[str, Any]:

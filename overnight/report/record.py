@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     from overnight.evaluation import Comparison, Evaluation
     from overnight.generalisation import Carried
+    from overnight.samples import Sample
 
 State = Literal["running", "promoted", "kept", "waiting", "skipped", "refused", "failed", "interrupted"]
 
@@ -109,6 +110,8 @@ class NightRecord(TypedDict, total=False):
     comparison: Comparison | None
     elsewhere: list[Carried]
     """Both on other data (`evaluation.also_on`)."""
+    samples: list[Sample]
+    """What both wrote for some test rows, only when `validation.show_examples` asks for it."""
     search: Searched
     data: Rows
     stages: dict[str, float]
