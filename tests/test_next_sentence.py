@@ -68,7 +68,13 @@ def test_metrics():
     assert [one["label"] for one in told] == [NEXT, OTHER, OTHER]
     found = PROBLEM.metrics([NEXT, NEXT, OTHER], told, {})
     assert found == pytest.approx(
-        {"masked_accuracy": 2 / 5, "perplexity": np.exp(2 / 5), "next_sentence_accuracy": 2 / 3}
+        {
+            "masked_accuracy": 2 / 5,
+            "perplexity": np.exp(2 / 5),
+            "next_sentence_accuracy": 2 / 3,
+            "f1/next": 2 / 3,
+            "f1/other": 2 / 3,
+        }
     )
     assert [PROBLEM.right(target, one, {}) for target, one in zip([NEXT, NEXT, OTHER], told, strict=True)] == [
         False,

@@ -16,7 +16,7 @@ from overnight.config import Domain, Search, with_parameters
 from overnight.errors import NightFailed
 from overnight.processes import cores
 from overnight.search.places import Place
-from overnight.search.study import Study
+from overnight.search.study import Study, open_storage
 from overnight.search.trial import BEST, METRICS, PARAMS, Job, LineReader, run_trial, trial_folder, write_params
 from overnight.settings import Training
 from overnight.training import data
@@ -250,3 +250,16 @@ def test_with_parameters():
         **asdict(Training(epochs=2)),
         "learning_rate": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    "storage",
+    ["postgresql://me:secret@127.0.0.1:1/optuna", "sqlite:////nowhere/at/all.db", "oracle://me:secret@x/y", "no://"],
+)
+def test_a_database_that_is_away(storage):
+    """It is told as what it is, without the password of its address."""
+    with pytest.raises(
+        NightFailed, match="OVERNIGHT_STUDY_STORAGE: the database of the studies cannot be used"
+    ) as told:
+        open_storage(storage)
+    assert "secret" not in str(told.value)

@@ -14,7 +14,10 @@ from overnight.data.store import BATCH, write_table
 from overnight.data.tokenization import cache_key, token_lengths, tokenize, tokenizer_digest
 from overnight.errors import DataRefused
 from overnight.problems.sequence_classification import SequenceClassification
+from overnight.problems.texts import encode_texts
 from overnight.training import data
+from overnight.training.models import load_tokenizer
+from overnight.training.scratch import make_base
 
 PROBLEM = SequenceClassification()
 FACTS = {"labels": ["bad", "good", "plain"]}
@@ -151,3 +154,22 @@ def test_lengths_are_not_cut(tokenizer):
     short, long = token_lengths(["good", "good " * 600], tokenizer)
     assert short == len(tokenizer("good")["input_ids"]) and long - 2 == (short - 2) * 600
     assert token_lengths([], tokenizer) == []
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_many_texts_are_encoded_as_one(kind, sides, tmp_path, tiny_model):
+    """The fast way of large batches gives what the tokenizer itself gives, cut alike; types where some are not 0."""
+    texts = ["", "a good flight", "word " * 90, "مرحبا بالعالم 👩🏽‍🚀 e\u0301", "naïve 東京タワー"] * 30
+    if kind == "gpt2":
+        make_base(tmp_path / "base", texts, architecture=kind, layers=1, width=8, heads=1, vocabulary=300, length=32)
+    tokenizer = load_tokenizer(str(tiny_model if kind == "bert" else tmp_path / "base"))
+    given = [texts, texts[::-1]][:sides]
+    expected = dict(tokenizer(*given, truncation=True, max_length=24, return_attention_mask=False))
+    found = encode_texts(tokenizer, *given, max_length=24)
+    assert found["input_ids"] == expected["input_ids"]
+    alone = [encode_texts(tokenizer, *([side[i]] for side in given), max_length=24) for i in range(len(texts))]
+    assert found["input_ids"] == [one["input_ids"][0] for one in alone]
+    types = expected.get("token_type_ids") or [[]]
+    assert found.get("token_type_ids", types) == types
+    assert ("token_type_ids" in found) == (kind == "bert" and sides == 2)

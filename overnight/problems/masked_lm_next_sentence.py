@@ -9,7 +9,7 @@ from overnight.errors import Complaint, UserError
 from overnight.problems import masked_lm
 from overnight.problems.base import Cell, Facts, Prediction
 from overnight.problems.masked_lm import MaskedLM
-from overnight.problems.texts import IGNORED, NEXT, OTHER, cut
+from overnight.problems.texts import IGNORED, NEXT, OTHER, cut, occurrences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,9 @@ class MaskedLMNextSentence(MaskedLM):
     def prepare(self, columns: dict[str, list[Cell]], clean: Callable[[str], Cell]) -> list[str | None]:
         """Refuses rows with other labels than `next` and `other`."""
         return [None if cell is None or cell.strip() in LABELS else "unknown_label" for cell in columns["label"]]
+
+    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+        return {"labels": list(LABELS)}
 
     def truth(self, cell: str) -> Any:
         return cell
@@ -128,17 +131,24 @@ class MaskedLMNextSentence(MaskedLM):
         return [LABELS[code] for code in rows.column("next_sentence_label")]
 
     def tally(self, targets: Sequence[Any], predictions: Sequence[Prediction], facts: Facts) -> Tally:
-        """As `MaskedLM.tally`, and the share of the rows whose label is right."""
+        """As `MaskedLM.tally`, and of the labels accuracy and F1 of each."""
         import numpy as np
 
         from overnight.tally import Tally
 
-        right = [[float(one["label"] == target), 1.0] for target, one in zip(targets, predictions, strict=True)]
-        adds = np.concatenate([super().tally(targets, predictions, facts).adds, np.array(right)], axis=1)
+        truth, said = (
+            np.array([[label == one for one in LABELS] for label in labels], dtype=float)
+            for labels in (targets, [one["label"] for one in predictions])
+        )
+        words = super().tally(targets, predictions, facts).adds
+        adds = np.concatenate([words, truth, said, truth * said], axis=1)
         return Tally(np.arange(len(adds)), adds, _metrics)
 
     def metric_names(self, facts: Facts) -> list[str]:
-        return [*super().metric_names(facts), "next_sentence_accuracy"]
+        return [*super().metric_names(facts), "next_sentence_accuracy", *(f"f1/{label}" for label in LABELS)]
+
+    def classes(self, targets: Sequence[Any], facts: Facts) -> dict[str, int]:
+        return occurrences(targets, LABELS)
 
     def right(self, target: Any, prediction: Prediction, facts: Facts) -> bool:
         """Whether the label is right, and all hidden tokens were found."""
@@ -160,5 +170,11 @@ class MaskedLMNextSentence(MaskedLM):
 
 
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """(resamples, loss | hidden | found | right labels | rows) → the metrics."""
-    return masked_lm.metrics(sums[:, :3]) | {"next_sentence_accuracy": sums[:, 3] / sums[:, 4]}
+    """(resamples, loss | hidden | found | true labels | said ones | right ones) → the metrics; NaN where undefined."""
+    import numpy as np
+
+    true, said, right = np.split(sums[:, 3:], 3, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {"next_sentence_accuracy": right.sum(1) / true.sum(1)}
+        f1 = 2 * right / (true + said)
+    return masked_lm.metrics(sums[:, :3]) | found | {f"f1/{label}": f1[:, i] for i, label in enumerate(LABELS)}

@@ -31,14 +31,24 @@ class Ask:
 
 
 def open_storage(storage: str) -> Any:
-    """Optuna's storage behind the path of a journal file or the URL of a database."""
+    """Optuna's storage behind the path of a journal file or the URL of a database.
+
+    Raises:
+        NightFailed: the database does not answer, or is none of Optuna's.
+    """
     import optuna
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if "://" in storage:
-        return RDBStorage(storage)
+        try:
+            return RDBStorage(storage)
+        except (ImportError, optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+            reason = type(error.__cause__ or error).__name__  # its text may hold the address, and so a password
+            rule = f"the database of the studies cannot be used ({reason})"
+            raise NightFailed(Complaint("OVERNIGHT_STUDY_STORAGE", rule)) from None
     Path(storage).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(storage))
 
