@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, UserError
@@ -197,7 +197,7 @@ def found(logits: Tensor, labels: Tensor) -> np.ndarray:
     return sums
 
 
-def prediction(numbers: Sequence[float]) -> Prediction:
+def prediction(numbers: Iterable[float]) -> Prediction:
     """What a caller gets of the three numbers of `found`."""
     loss, hidden, right = map(float, numbers)
     return {"loss": loss / hidden if hidden else 0.0, "hidden": int(hidden), "found": int(right)}

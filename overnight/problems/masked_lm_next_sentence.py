@@ -95,7 +95,7 @@ class MaskedLMNextSentence(MaskedLM):
 
         hidden = batch["labels"] != IGNORED
         wanted = batch["labels"][hidden]
-        smooth = {"label_smoothing": training.label_smoothing, "reduction": "none"}
+        smooth: dict[str, Any] = {"label_smoothing": training.label_smoothing, "reduction": "none"}
         words = cross_entropy(outputs.prediction_logits[hidden].float(), wanted, **smooth)
         follows = cross_entropy(outputs.seq_relationship_logits.float(), batch["next_sentence_label"], **smooth)
         return words.sum() + (follows * hidden.sum(1)).sum()
