@@ -11,7 +11,6 @@ training alone, and macro F1 on the same test rows.
 - overnight: the engine, everything trained
 - overnight, N of 6 frozen: the engine with the lower layers frozen (3 in the shipped configs); the fewer layers are
   trained, the higher their learning rate
-- … LoRA above: adapters of rank 8 trained in the layers that are not frozen
 """
 
 from __future__ import annotations
@@ -35,19 +34,17 @@ EPOCHS = {"short": 3.0, "long": 1.0}
 """Three as in the text-classification example; of long texts one, since a pair takes ten minutes as it is."""
 RATE = 1.5e-4
 OURS = {
-    "full": (0, RATE, "full"),
-    "frozen3": (3, 3e-4, "full"),
-    "frozen4": (4, 5e-4, "full"),
-    "frozen5": (5, 1e-3, "full"),
-    "lora3": (3, 2e-3, "lora"),
+    "full": (0, RATE),
+    "frozen3": (3, 3e-4),
+    "frozen4": (4, 5e-4),
+    "frozen5": (5, 1e-3),
 }
-"""Side → frozen layers, learning rate, method."""
+"""Side → frozen layers, learning rate."""
 SIDES = {
     "trainer": "trainer",
     "best": "trainer, best effort",
     "full": "overnight",
     **{f"frozen{layers}": f"overnight, {layers} of 6 frozen" for layers in (3, 4, 5)},
-    "lora3": "overnight, 3 of 6 frozen, LoRA above",
 }
 
 
@@ -126,14 +123,13 @@ def _ours(side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str
         name: texts.tokenized(part, job["base"], facts, texts.MAX_LENGTH[job["kind"]], folder / name)
         for name, part in (("train", train), ("test", test), ("validation", test[:16]))
     }
-    layers, rate, method = OURS[side]
+    layers, rate = OURS[side]
     training = Training(
         epochs=EPOCHS[job["kind"]],
         batch_size=BATCH,
         learning_rate=rate,
         warmup=0.1,
         freeze_layers=layers,
-        method=method,
         evaluations_per_epoch=1,
         seed=job["seed"],
     )
