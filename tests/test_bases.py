@@ -251,5 +251,8 @@ class TestPairs:
     def test_of_another_problem(self, tmp_path):
         """Pairs are rows of one problem only; others say so."""
         source = write(tmp_path, [{"text": text} for text in DOCUMENTS])
-        with pytest.raises(UserError, match=r"data → pairs: makes rows of pair-classification, got 'regression'"):
+        with pytest.raises(
+            UserError,
+            match=r"data → pairs: makes rows of pair-classification and masked-lm-next-sentence, got 'regression'",
+        ):
             ingest(Data(source=source, pairs="next-sentence"), tmp_path / "out", problems.get("regression"))
