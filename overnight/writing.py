@@ -11,7 +11,7 @@ WORD = rf"[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]
 
 _SIGN = regex.compile(f"[{UNSPACED}]")
 _WORDS = regex.compile(rf"[{UNSPACED}]|{WORD}", regex.V1)
-_PARTS = regex.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_PARTS = regex.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
 def unspaced(text: str) -> bool:
@@ -27,5 +27,5 @@ def words(text: str) -> list[str]:
 
 def parts(text: str) -> list[str]:
     """What stands between the blanks of a text, punctuation and all; where it has no spaces, each sign."""
-    found: list[str] = text.split() if not unspaced(text) else _PARTS.findall(text)
-    return found
+    between = text.split()
+    return [part for one in between for part in _PARTS.findall(one)] if unspaced(text) else between
