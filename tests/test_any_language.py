@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,7 @@ PIECES = [
     ("👩🏽\u200d🚀  ", "👨\u200d👩\u200d👧\u200d👦", " 🇩🇪🇫🇷"),
     ("❤\ufe0f \u200b ", "👍🏿", " ok"),
     ("🙂🙂  🇬🇷", "🏴\u200d☠\ufe0f", "🇨🇭"),
-    ("Zoe\u0308  met ", "Rene\u0301e", " in Orle\u0301ans"),
     ("q\u0323\u0307 ", "x\u0302y", " z"),
-    ("crÃ¨me  with ", "Anna", " today"),
     ("我昨天 \u3000 住在", "北京", "，他也是。"),
     ("昨日、", "東京タワー", "に行きました"),
     ("ฉันอยู่ที่", "กรุงเทพ", "มานาน"),
@@ -123,6 +122,19 @@ def test_of_the_model(learnt):
     assert found_in(problem, answers) == WANTED
     if problem.name == "question-answering":
         assert [[answer["answer"]] for answer in answers] == WANTED
+
+
+def test_decomposed_letters(learnt):
+    """Accents that training would compose: whatever is answered stands where it says, in the text as it was sent."""
+    problem, folder = learnt
+    role = problem.text_roles[-1]
+    texts = ["Zoe\u0308 " + "  e\u0301" * count + f" {text}" for count, text in enumerate(TEXTS)]
+    rows = [row | {role: text} for row, text in zip(asked(problem), texts, strict=True)]
+    for text, answer in zip(texts, Scorer(folder).predict_texts(rows), strict=True):
+        for start, end in CASES[problem.name][1](answer):
+            part = text[start:end]
+            assert part and part == part.strip() and answer.get("answer", part) == part
+            assert end == len(text) or not unicodedata.combining(text[end]), "no letter is cut from its accent"
 
 
 def test_of_the_service(learnt, home):
