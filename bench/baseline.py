@@ -66,7 +66,9 @@ def tf_idf(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    kind: dict[str, Any] = {"ngram_range": (1, 4), "analyzer": "char"} if characters else {"ngram_range": (1, 2)}
+    kind: dict[str, Any] = (
+        {"ngram_range": (1, 4), "analyzer": "char", "lowercase": False} if characters else {"ngram_range": (1, 2)}
+    )
     model = make_pipeline(TfidfVectorizer(min_df=2, sublinear_tf=True, **kind), LogisticRegression(C=4, max_iter=1000))
     model.fit(_texts(seen), seen.label)
     return _labels(model.classes_, model.predict_proba(_texts(test)))

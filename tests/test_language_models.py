@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -383,6 +384,17 @@ class TestFromNothing:
         size = {"layers": 1, "width": 8, "heads": 1, "vocabulary": 300, "length": 16}
         folder = make_base(tmp_path / "base", texts, architecture=architecture, **size)
         assert len(AutoTokenizer.from_pretrained(folder)) <= 300
+
+    def test_thousands_of_signs(self, tmp_path):
+        """Chinese needs more of them than 1,000, all but the rarest; texts that have fewer keep room for words."""
+        draw = random.Random(3)
+        signs = [chr(0x4E00 + i) for i in range(2500)]
+        texts = ["".join(draw.choices(signs, k=40)) for _ in range(1500)] + ["齉"]
+        size = {"architecture": "bert", "layers": 1, "width": 8, "heads": 1, "vocabulary": 6000, "length": 64}
+        tokenizer = AutoTokenizer.from_pretrained(make_base(tmp_path / "base", texts, **size))
+        unknown = [tokenizer(text)["input_ids"].count(tokenizer.unk_token_id) for text in texts]
+        assert sum(unknown) < 0.001 * 1500 * 40 and unknown[-1] == 1
+        assert len(tokenizer("".join(signs[:40]), add_special_tokens=False)["input_ids"]) == 40
 
     def test_made_once(self, bases, tmp_path):
         """What is there is left as it is; what was cut off while it was written is made again."""

@@ -88,6 +88,15 @@ def test_targets_of_a_file_are_read_as_a_night_reads_them(name, cells, expected)
     assert truths(problems.get(name), [{"text": "a lovely flight"}] * 3, cells) == expected
 
 
+def test_places_of_a_file_are_those_of_its_texts():
+    """Blanks and accents that cleaning changes move the truth along, as they move the text that is scored."""
+    text = "Zoe\u0308  flew  to Paris"
+    cells = [json.dumps([[15, 20, "x"]]), json.dumps([{"text": "flew  to", "start": 6}])]
+    assert truths(problems.get("token-classification"), [{"text": text}], cells[:1]) == [[(12, 17, "x")]]
+    row = {"question": "what", "context": text}
+    assert truths(problems.get("question-answering"), [row], cells[1:]) == [["flew to"]]
+
+
 def test_a_broken_model_drifts():
     """Scores and hidden states that are no numbers are as far away as can be, and are counted."""
     draw = np.random.default_rng(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from overnight.training.fit import fit
 from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed
 from overnight.training.predict import Scorer, forward
+from overnight.writing import unspaced
 
 TRANSLATION, SUMMARIZATION = problems.get("translation"), problems.get("summarization")
 PLAIN = Training(dropout=0.0, attention_dropout=0.0)
@@ -43,15 +45,16 @@ def facts(**generation) -> dict:
 sentences = st.lists(st.sampled_from("The the cat cat. sat, on — 12,5 % l'été 日本 été É".split()), max_size=9).map(
     " ".join
 )
-texts = st.one_of(sentences, sentences, st.text(max_size=12))
+texts = st.one_of(sentences, sentences, st.text(max_size=12).filter(lambda text: not unspaced(text)))
 pairs = st.lists(st.tuples(texts, texts.filter(str.strip)), min_size=1, max_size=12)
 
 
 def sacrebleu(outputs: list[str], targets: list[str]) -> dict[str, float]:
-    """The scores of a corpus, of fresh scorers with sacrebleu's defaults."""
+    """The scores of a corpus, of fresh scorers with sacrebleu's defaults; BLEU shown the signs of Chinese apart."""
+    apart = [[re.sub("([日本])", r" \1 ", text) for text in side] for side in (outputs, targets)]
     return {
         "chrf": CHRF().corpus_score(outputs, [targets]).score,
-        "bleu": BLEU(force=True).corpus_score(outputs, [targets]).score,
+        "bleu": BLEU(force=True).corpus_score(apart[0], [apart[1]]).score,
     }
 
 
@@ -85,6 +88,14 @@ class TestMetrics:
         assert TRANSLATION.metrics(targets, wrong, facts()) == pytest.approx({"chrf": 0, "bleu": 0}, abs=1e-6)
         assert TRANSLATION.metric_names(facts()) == ["chrf", "bleu"]
 
+    def test_bleu_of_chinese_is_sacrebleus(self):
+        """As its tokenizer for Chinese has it, also with Latin words and numbers in between."""
+        targets = ["我们昨天下午去了北京大学。", "这台 iPhone 手机的价格是 5,999 元，不算贵。", "他说：好的！"]
+        outputs = ["昨天下午我们去北京大学了。", "这 iPhone 手机价格是 5,999 元，不贵。", "他说：好吧！"]
+        found = TRANSLATION.metrics(targets, [{"output": text} for text in outputs], facts())
+        expected = BLEU(tokenize="zh").corpus_score(outputs, [targets]).score
+        assert found["bleu"] == pytest.approx(expected) and expected > 20
+
     @pytest.mark.parametrize(
         ("output", "target", "expected"),
         [
@@ -96,6 +107,10 @@ class TestMetrics:
             ("cats sat", "cat sat", (1 / 2, 0, 1 / 2)),
             ("the the the", "the cat", (2 / 5, 0, 2 / 5)),
             ("東京の雨", "東京は雨", (3 / 4, 1 / 3, 3 / 4)),
+            ("iPhone手机", "iPhone 机", (4 / 5, 0, 4 / 5)),
+            ("กรุง", "กรุงเทพ", (8 / 11, 6 / 9, 8 / 11)),
+            ("हिन्दी की", "हिन्दी कि", (1 / 2, 0, 1 / 2)),
+            ("مَرحبا بكم", "بكم", (2 / 3, 0, 2 / 3)),
             ("", "cat", (0, 0, 0)),
             ("…", "cat", (0, 0, 0)),
             ("cat", "cat", (1, 0, 1)),
@@ -287,13 +302,15 @@ class TestCatalogues:
     def test_what_is_read(self):
         """Translated messages with their context; the head, fuzzy, obsolete, plural and empty ones are left out."""
         parsed = parse_po(CATALOGUE)
-        assert parsed.names == ["text", "target", "context"]
+        assert parsed.names == ["text", "target", "context", "language"]
         assert parsed.rows == [
-            ["Two words", "Deux mots", None],
-            ['A long text with "quotes"\n', "Un long texte « cité »\n", None],
-            ["May", "mai", "month"],
-            ["May", "pouvoir", "verb"],
+            ["Two words", "Deux mots", None, None],
+            ['A long text with "quotes"\n', "Un long texte « cité »\n", None, None],
+            ["May", "mai", "month", None],
+            ["May", "pouvoir", "verb", None],
         ]
+        named = CATALOGUE.replace('charset=UTF-8\\n"\n', 'charset=UTF-8\\n"\n"Language: fr\\n"\n', 1)
+        assert {row[3] for row in parse_po(named).rows} == {"fr"}
 
     def test_ingest(self, tmp_path):
         """A file that ends in .po is one by itself; another by `data.format`; the context can be a slice."""

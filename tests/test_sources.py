@@ -220,6 +220,22 @@ def test_a_folder_a_class(tmp_path):
     assert "1 of 4 rows cannot be read" in complaint(tmp_path)
 
 
+def test_a_text_a_line(tmp_path):
+    """`format: lines`: the file's name is the label, blank lines are none, other line ends stay in their text; the
+    hint is there for who has not said so."""
+    write(tmp_path / "reviews" / "neg.txt", "差。\n  \n一般\u2028般\r\n\n")
+    write(tmp_path / "reviews" / "pos.txt", '好, "很好"')
+    table = read(tmp_path / "reviews" / "*.txt", format="lines")
+    assert table.columns == {"text": ["差。", "一般\u2028般\r", '好, "很好"'], "label": ["neg", "neg", "pos"]}
+    assert table.source_rows == [0, 1, 2] and table.broken == []
+    said = complaint(tmp_path / "reviews" / "*.txt")
+    assert "must be a file that ends in .csv" in said and said.endswith(
+        "did you mean data.format: lines (a text a line)?"
+    )
+    write(tmp_path / "reviews" / "new.txt", "\n \n")
+    assert "the file is empty" in complaint(tmp_path / "reviews" / "*.txt", format="lines")
+
+
 def test_numbers_become_text(tmp_path):
     """Typed cells of Parquet and JSON come as text; nulls and not-a-number as None."""
     table = pa.table({"text": ["a", "b", None], "label": [1.0, float("nan"), 2.5], "flag": [True, False, None]})

@@ -104,6 +104,19 @@ def test_retweets_are_on_the_side_of_what_they_repeat():
     assert found[:50] == found[50:] and len(set(found)) == 3
 
 
+def test_near_duplicates_without_spaces():
+    """Chinese sentences that differ by a sign or their punctuation are copies; two that share a phrase are not."""
+
+    def alike(one: str, other: str) -> float:
+        return similarity(shingles(canonical(one)), shingles(canonical(other)))
+
+    text = "酒店的位置很好，离地铁站只有五分钟的路程。"
+    assert alike(text, "酒店的位置很好!离地铁站只有五分钟路程") > 0.9
+    assert alike(text, "酒店的位置很好，离地铁站只有六分钟的路程。") > SHARES.near_duplicate
+    assert alike(text, "房间的位置很好，可是离火车站有二十分钟。") < 0.5
+    assert alike("味道很好", "味道不好") < 0.5
+
+
 def test_shares_are_near_the_ones_asked_for():
     """Of 20,000 unlike texts, each side gets its share to within a percentage point; none is withheld."""
     draw = random.Random(3)

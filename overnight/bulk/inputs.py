@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.data import encodings, files
-from overnight.data.normalise import normalise, repair
+from overnight.data.normalise import normalise, repair, whole_signs
 from overnight.data.sources import Wanted
 from overnight.errors import Complaint, UserError
 
@@ -50,6 +50,7 @@ class Input:
         schema: the columns, with the types that a Parquet file of them has.
         roles: role → column.
         records: reads a text file once, row by row; None for Parquet.
+        exact: texts stay as they are.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Input:
     schema: pa.Schema
     roles: Mapping[str, str]
     records: Callable[[], Iterator[Record]] | None
+    exact: bool = False
 
     def chunks(self, skip: int, rows: int, characters: int) -> Iterator[Chunk]:
         """Chunks of at most `rows` rows; when their texts exceed `characters`, it is by the last one alone.
@@ -104,25 +106,26 @@ class Input:
                         yield table, [(cells, "") for cells in table.select(columns).to_pylist()]
 
     def _text(self, cells: Mapping[str, Any], reason: str) -> tuple[dict[str, str] | None, str]:
-        """What the model sees of a row: texts repaired and normalised as those that it was trained on."""
+        """What the model sees of a row: texts repaired and normalised as those it was trained on, unless `exact`."""
         if reason:
             return None, reason
         found: dict[str, str] = {}
         for role, column in self.roles.items():
             text = files.as_text(cells.get(column))
-            text = text and normalise(repair(text))
-            if not text:
+            seen = text and normalise(repair(text))
+            if not text or not seen:
                 return None, f"no {role}"
-            found[role] = text
+            found[role] = whole_signs(text) if self.exact else seen
         return found, ""
 
 
-def look(path: Path, encoding: str, roles: Mapping[str, str]) -> Input:
+def look(path: Path, encoding: str, roles: Mapping[str, str], exact: bool = False) -> Input:
     """Reads a file once, to see what it holds.
 
     Args:
         encoding: of a text file, or `auto`.
         roles: role → column that must be there.
+        exact: the model sees the texts as they are, since its answers point into them.
 
     Raises:
         UserError: it cannot be read, is of no known kind, has no rows or lacks a column.
@@ -139,15 +142,15 @@ def look(path: Path, encoding: str, roles: Mapping[str, str]) -> Input:
         names, _ = files.open_parquet(path, place)
         wanted.resolve(names, path.name)
         with ParquetFile(path) as file:
-            source = Input(path, file.metadata.num_rows, file.schema_arrow, roles, None)
+            source = Input(path, file.metadata.num_rows, file.schema_arrow, roles, None, exact)
     else:
         codec = encodings.check_text(path, encoding, place)
         if suffix in files.JSON_LINES:
             count, schema = _count_json(path, codec)
-            source = Input(path, count, schema, roles, lambda: _json_records(path, codec))
+            source = Input(path, count, schema, roles, lambda: _json_records(path, codec), exact)
         else:
             count, schema = _count_csv(path, codec)
-            source = Input(path, count, schema, roles, lambda: _csv_records(path, codec, schema.names))
+            source = Input(path, count, schema, roles, lambda: _csv_records(path, codec, schema.names), exact)
         wanted.resolve(schema.names, path.name)
     if not source.rows:
         raise UserError(Complaint(place, "holds no rows"))

@@ -87,7 +87,7 @@ def score_file(
     card = json.loads((folder / "overnight.json").read_text())
     check_target(target, force)
     problem = problems.get(card["problem"])
-    found = look(source, options.encoding, _roles(problem, options.columns))
+    found = look(source, options.encoding, _roles(problem, options.columns), exact=problem.points_into_text)
     added = _added(problem.columns(card["facts"], options.scores), options, found.schema, source)
     parts = target.with_name(f"{target.name}.parts")
     with _alone(parts):

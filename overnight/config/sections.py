@@ -85,7 +85,8 @@ class Data(Section):
     """Where the rows come from."""
 
     source: str
-    """`pkg://package/path`, a path or glob (CSV, TSV, JSONL, Parquet, a folder a class), or `hf://name[:config][@revision]`."""
+    """`pkg://package/path`, a path or glob (CSV, TSV, JSONL, Parquet, a folder a class; others by `format`), or
+    `hf://name[:config][@revision]`."""
 
     columns: dict[str, str] = {}
     """Role of the problem → name of the source's column, as `{text: body, label: topic}`; same names need no entry."""
@@ -99,9 +100,10 @@ class Data(Section):
     slices: tuple[str, ...] = ()
     """Columns of the source by whose values the evaluation is broken down."""
 
-    format: Literal["auto", "conll", "squad", "po"] = "auto"
-    """`auto` goes by the ending of the file's name; `conll`: a token a line, its tag last, a blank line between texts;
-    `squad`: questions in the JSON of SQuAD 1.1 or 2.0; `po`: gettext's catalogues, columns `text` and `target`."""
+    format: Literal["auto", "lines", "conll", "squad", "po"] = "auto"
+    """`auto` goes by the ending of the file's name; `lines`: a `text` a line, its `label` the name of the file without
+    the ending; `conll`: a token a line, its tag last, a blank line between texts; `squad`: questions in the JSON of
+    SQuAD 1.1 or 2.0; `po`: gettext's catalogues, columns `text`, `target`, `context` and `language`."""
 
     encoding: str = "auto"
     """Text encoding of CSV, TSV, JSONL and text files; `auto` takes UTF-8 where it fits, else what is detected."""

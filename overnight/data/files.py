@@ -198,23 +198,33 @@ def parse_squad(text: str) -> Parsed:
     return parsed
 
 
+def parse_lines(text: str, label: str) -> Parsed:
+    """A `text` a line, all of one `label`; blank lines are none."""
+    parsed = Parsed(["text", "label"])
+    for line in text.split("\n"):  # not splitlines: a text may hold its other ends
+        if line.strip():
+            parsed.add([line, label])
+    return parsed
+
+
 def parse_po(text: str) -> Parsed:
-    """Messages of a gettext catalogue that have a translation: `text`, `target`, `context`. Fuzzy, obsolete and plural
-    ones are left out.
+    """Messages of a gettext catalogue that have a translation: `text`, `target`, `context`, and the `language` that its
+    head names. Fuzzy, obsolete and plural ones are left out.
 
     Raises:
         ValueError: when it is no such catalogue.
     """
     import polib
 
-    parsed = Parsed(["text", "target", "context"])
+    parsed = Parsed(["text", "target", "context", "language"])
     try:
         entries = polib.pofile(text + "\n")  # what ends in a line break is never taken for the name of a file
     except OSError as error:
         raise ValueError(str(error)) from None
+    language = entries.metadata.get("Language")
     for entry in entries:
         if entry.translated() and not entry.msgid_plural and not entry.obsolete:
-            parsed.add([entry.msgid, entry.msgstr, entry.msgctxt])
+            parsed.add([entry.msgid, entry.msgstr, entry.msgctxt, language])
     return parsed
 
 

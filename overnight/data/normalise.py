@@ -15,19 +15,23 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import regex
+
+from overnight.writing import UNSPACED, WORD
+
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig
 
 URL, MENTION = "xurl", "xuser"
 
-_URL = re.compile(r"(?:https?://|www\.)\S+")
-_MENTION = re.compile(r"(?<![\w@])@\w+")
+# where words are not parted by spaces, what follows a link or a name is not taken for a part of it
+_URL = regex.compile(rf"(?:https?://|www\.)[^\s{UNSPACED}]+")
+_NAME = rf"@(?:[\w--[{UNSPACED}]]+|\w+(?=[\s:]))"
+_MENTION = regex.compile(rf"(?<![[\w--[{UNSPACED}]]@]){_NAME}", regex.V1)
 # "RT @someone: ", "MT ", also repeated: what a retweet puts in front of the text it repeats
-_RETWEET = re.compile(r"^(?:\W*\b(?:rt|mt)\b[\s:]*(?:@\w+)?[\s:]*)+")
-# Scripts without spaces count sign by sign, other words as wholes; pictographs carry meaning and stay.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_PICTOGRAPHS = "\u2600-\u27bf\U0001f000-\U0001faff"
-_TOKEN = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|[^\W_{_UNSPACED}]+")
+_RETWEET = regex.compile(rf"^(?:\W*\b(?:rt|mt)\b[\s:]*(?:{_NAME})?[\s:]*)+", regex.V1)
+# pictographs carry meaning and stay
+_TOKEN = regex.compile(rf"[{UNSPACED}\u2600-\u27bf\U0001f000-\U0001faff]|{WORD}", regex.V1)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE_FLOAT = re.compile(r"-?\d+(?:\.0*)?")
 
@@ -64,8 +68,12 @@ def normalise(text: str) -> str | None:
         return None
     if text.isascii():
         return text
-    # half of a surrogate pair (from an escape in JSON) is no character, and no UTF-8 file can hold it
-    return unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
+    return unicodedata.normalize("NFC", whole_signs(text))
+
+
+def whole_signs(text: str) -> str:
+    """Of the same length, without half surrogate pairs (from an escape in JSON): they are no signs, and no UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def canonical(text: str | None) -> str:
@@ -80,7 +88,7 @@ def canonical(text: str | None) -> str:
         text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    text = text.lower()
+    text = text.lower().strip()
     words = _URL.sub(f" {URL} ", text)
     if "rt" in words or "mt" in words:
         words = _RETWEET.sub("", words) or words

@@ -5,19 +5,26 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from unicodedata import east_asian_width
 
 from overnight.data.normalise import digest
 from overnight.problems.texts import NEXT, OTHER
 
 SHORTEST = 20
-"""Characters; what is shorter is a heading, a number, half a quotation."""
+"""Letters; what is shorter is a heading, a number, half a quotation."""
+WIDE = 3
+"""Letters that a sign of Chinese, Japanese or Korean stands for."""
 
-_END = re.compile(r"(?<=[.!?…])[\"')\]”’»]*\s+(?=[\"'(\[“‘„«]?[^\W\d_a-z])|(?<=[。！？])\s*|\s*\n\s*")
+_END = re.compile(r"(?<=[.!?…؟۔।॥։።])[\"')\]”’»]*\s+(?=[\"'(\[“‘„«]?[^\W\d_a-z])|(?<=[。！？])\s*|\s*\n\s*")
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, by their punctuation and the lines they stand in; short ones are left out."""
-    return [part for part in _END.split(text) if part and len(part) >= SHORTEST]
+    return [part for part in _END.split(text) if part and _letters(part) >= SHORTEST]
+
+
+def _letters(text: str) -> int:
+    return len(text) if text.isascii() else sum(WIDE if east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def next_sentence_pairs(texts: Sequence[str | None]) -> list[tuple[int, str, str, str]]:

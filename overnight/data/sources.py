@@ -150,7 +150,8 @@ def _read_file(path: Path, data: Data, wanted: Wanted, table: Table, place: str)
     if kind == "auto" and suffix not in files.KINDS:
         kinds = ", ".join((*files.KINDS, *own))
         rule = f"must be a file that ends in {kinds}, or a folder with a sub-folder a class"
-        raise UserError(Complaint(place, rule, repr(str(path))))
+        near = "data.format: lines (a text a line)" if suffix == ".txt" else None
+        raise UserError(Complaint(place, rule, repr(str(path)), near))
     if suffix in files.PARQUET and kind == "auto":
         available, batches = files.open_parquet(path, place)
         found = wanted.resolve(available, path.name)
@@ -159,7 +160,9 @@ def _read_file(path: Path, data: Data, wanted: Wanted, table: Table, place: str)
         return
     text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
     table.encodings.add(used)
-    if kind in PARSERS:
+    if kind == "lines":
+        parsed = files.parse_lines(text, path.stem)
+    elif kind in PARSERS:
         try:
             parsed = PARSERS[kind](text)
         except ValueError as error:

@@ -17,7 +17,7 @@ from overnight import problems
 from overnight.bulk.inputs import look
 from overnight.config.operations import Monitor
 from overnight.data import files
-from overnight.data.normalise import labels_as_text, normalise
+from overnight.data.normalise import labels_as_text, normalise, repair
 from overnight.errors import Complaint, UserError, nearest
 from overnight.evaluation import evaluate
 from overnight.home import Home
@@ -93,7 +93,8 @@ class Judge:
         if wrong:
             rule = f"must be one of {', '.join((*roles, target))}"
             raise UserError(*(Complaint("--column", rule, repr(name)) for name in wrong))
-        source = look(file.path, file.encoding, {role: file.columns.get(role, role) for role in roles})
+        columns = {role: file.columns.get(role, role) for role in roles}
+        source = look(file.path, file.encoding, columns, exact=self.problem.points_into_text)
         truth = file.columns.get(target, target)
         if target in file.columns and truth not in source.schema.names:
             rule = f"no such column in {file.path.name}"
@@ -110,7 +111,8 @@ class Judge:
         with open(file.path, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
         for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // self.settings.window)):
-            texts, targets = zip(*(rows[i] for i in part), strict=True)
+            given, targets = zip(*(rows[i] for i in part), strict=True)
+            texts = [{role: _clean(text) or "" for role, text in row.items()} for row in given]
             answers = self.scorer.predict_texts(texts)
             yield Window(
                 file.path.name,
@@ -118,8 +120,8 @@ class Judge:
                 *self._gist(answers),
                 [sum(map(len, text.values())) for text in texts],
                 answers=answers,
-                texts=list(texts),
-                targets=truths(self.problem, texts, targets),
+                texts=texts,
+                targets=truths(self.problem, given, targets),
             )
 
     def _gist(self, answers: Sequence[Prediction]) -> tuple[list[str], list[float]]:
@@ -188,12 +190,19 @@ class Judge:
 
 
 def truths(problem: Problem, texts: Sequence[Mapping[str, str]], cells: Sequence[str | None]) -> list[Any]:
-    """The targets of rows as the problem compares them, read as a night reads them; None where there is none."""
+    """The targets of rows as the problem compares them, read as a night reads them; None where there is none.
+
+    Places in a text are those of the texts as they are given, and become those of the cleaned ones.
+    """
     columns: dict[str, list[str | None]] = {role: [None] * len(cells) for role in problem.roles()}
     columns |= {role: [row[role] for row in texts] for role in problem.text_roles}
-    columns[problem.target] = [cell and normalise(cell) for cell in cells]
-    problem.prepare(columns, normalise)
-    found = columns[problem.target]
+    columns[problem.target] = list(cells)
+    problem.prepare(columns, _clean)
+    found = [cell and normalise(cell) for cell in columns[problem.target]]
     if problem.labelled:
         found = labels_as_text(found)
     return [None if cell is None else problem.truth(cell) for cell in found]
+
+
+def _clean(text: str) -> str | None:
+    return normalise(repair(text))

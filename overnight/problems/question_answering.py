@@ -8,9 +8,11 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+from unicodedata import category
 
 from overnight.problems.base import Cell, Facts, Prediction, Problem
 from overnight.problems.texts import check_offsets, code_points, in_cleaned, text_of, without_padding
+from overnight.writing import parts, unspaced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,21 +241,26 @@ class QuestionAnswering(Problem):
         return [prediction[name] for name in ("answer", "start", "end", "score")]
 
 
-def normalise_answer(text: str) -> str:
-    """As SQuAD's official script: lower case, without punctuation, articles and superfluous blanks."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def answer_tokens(text: str) -> list[str]:
+    """As SQuAD's official script: words in lower case, without punctuation and articles.
+
+    In scripts without spaces between words each sign is one, and their punctuation goes too, as in MLQA's script.
+    """
+    bare = text.lower().translate(_PUNCTUATION)
+    if unspaced(bare):
+        bare = "".join(sign for sign in bare if category(sign)[0] != "P")
+    return parts(_ARTICLES.sub(" ", bare))
 
 
 def scores(answer: str, targets: Sequence[str]) -> tuple[float, float]:
     """Exact match and F1 (0 to 1) against the closest of the targets; no target: right when there is no answer."""
+    ours = answer_tokens(answer)
     # the script leaves out targets of which nothing is left, and takes them for no answer when all are
-    wanted = [target for target in targets if normalise_answer(target)] or [""]
-    found = [(float(normalise_answer(answer) == normalise_answer(one)), _f1(answer, one)) for one in wanted]
-    return max(exact for exact, _ in found), max(f1 for _, f1 in found)
+    wanted = [tokens for tokens in map(answer_tokens, targets) if tokens] or [[]]
+    return max(float(ours == theirs) for theirs in wanted), max(_f1(ours, theirs) for theirs in wanted)
 
 
-def _f1(answer: str, target: str) -> float:
-    ours, theirs = normalise_answer(answer).split(), normalise_answer(target).split()
+def _f1(ours: list[str], theirs: list[str]) -> float:
     if not ours or not theirs:
         return float(ours == theirs)
     shared = sum((Counter(ours) & Counter(theirs)).values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
 from overnight.problems.texts import IGNORED, code_points, generation_settings, labelled_tokens, text_of
+from overnight.writing import parts, unspaced, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from overnight.training.data import TokenizedRows
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-_WORD = re.compile(r"[^\W_]+")
 
 
 class SequenceToSequence(Problem):
@@ -120,7 +119,10 @@ class SequenceToSequence(Problem):
 
 
 class Translation(SequenceToSequence):
-    """Judged by chrF (Popović 2015) and BLEU (Papineni et al. 2002) as sacrebleu computes them, from 0 to 100."""
+    """Judged by chrF (Popović 2015) and BLEU (Papineni et al. 2002) as sacrebleu computes them, from 0 to 100.
+
+    To BLEU, each sign of a script without spaces between words is a word, as to sacrebleu's tokenizer for Chinese.
+    """
 
     name: ClassVar[str] = "translation"
     default_metric: ClassVar[str] = "chrf"
@@ -133,9 +135,13 @@ class Translation(SequenceToSequence):
 
         scorers: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(force=True)}
         outputs = [one["output"] for one in predictions]
+        texts = {"chrf": (outputs, list(targets)), "bleu": (_spaced(outputs), _spaced(targets))}
         # what a segment adds to the sums of which sacrebleu makes the score of a corpus
-        parts = [np.array(one._extract_corpus_statistics(outputs, [list(targets)]), float) for one in scorers.values()]
-        cut = parts[0].shape[1]
+        sums = [
+            np.array(one._extract_corpus_statistics(texts[name][0], [texts[name][1]]), float)
+            for name, one in scorers.items()
+        ]
+        cut = sums[0].shape[1]
 
         def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
             sides = zip(scorers.items(), (sums[:, :cut], sums[:, cut:]), strict=True)
@@ -144,7 +150,7 @@ class Translation(SequenceToSequence):
                 for (name, scorer), side in sides
             }
 
-        return Tally(np.arange(len(outputs)), np.concatenate(parts, axis=1), metrics)
+        return Tally(np.arange(len(outputs)), np.concatenate(sums, axis=1), metrics)
 
     def metric_names(self, facts: Facts) -> list[str]:
         return ["chrf", "bleu"]
@@ -172,21 +178,17 @@ class Summarization(SequenceToSequence):
 
 
 def rouge(output: str, target: str) -> tuple[float, float, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (F1, 0 to 1) of one text; Chinese and Japanese count sign by sign."""
-    ours, theirs = _tokens(output), _tokens(target)
+    """ROUGE-1, ROUGE-2 and ROUGE-L (F1, 0 to 1) of one text; without spaces between words each sign is one."""
+    ours, theirs = words(output.lower()), words(target.lower())
     found = []
     for size in (1, 2):
-        one, other = (Counter(zip(*(words[i:] for i in range(size)), strict=False)) for words in (ours, theirs))
+        one, other = (Counter(zip(*(side[i:] for i in range(size)), strict=False)) for side in (ours, theirs))
         found.append(_f1((one & other).total(), one.total(), other.total()))
     return found[0], found[1], _f1(_longest_common(ours, theirs), len(ours), len(theirs))
 
 
-def _tokens(text: str) -> list[str]:
-    return [
-        token
-        for word in _WORD.findall(text.lower())
-        for token in (list(word) if any("\u3040" <= sign <= "\u9fff" for sign in word) else [word])
-    ]
+def _spaced(texts: Sequence[str]) -> list[str]:
+    return [" ".join(parts(text)) if unspaced(text) else text for text in texts]
 
 
 def _f1(shared: int, ours: int, theirs: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from unicodedata import category
@@ -21,6 +20,7 @@ from overnight.problems.texts import (
     occurrences,
     without_padding,
 )
+from overnight.writing import unspaced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 CONTEXT = 8
 """A window of a long text sees its eighth more on either side than it answers for."""
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-"""Scripts without spaces between words."""
 
 Span = tuple[int, int, str]
 """Start and end in characters of the text, and type."""
@@ -372,7 +370,7 @@ def _words(text: str, word_of: Sequence[int | None], offsets: Sequence[tuple[int
 
 def _parts(text: str, place: int) -> bool:
     """Whether a word can end before this character: beside punctuation and signs, and in scripts without spaces."""
-    return any(category(sign)[0] not in "LMN" or UNSPACED.match(sign) for sign in text[place - 1 : place + 1])
+    return any(category(sign)[0] not in "LMN" or unspaced(sign) for sign in text[place - 1 : place + 1])
 
 
 def _windows(words: Sequence[tuple[int, int, int]], tokens: int, room: int) -> Iterator[tuple[int, int, list[int]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 SEED = 17
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 TEXT_END = "<|endoftext|>"
+LEAST_SIGNS = 1000
+"""Different signs that WordPiece may always learn; Chinese has more."""
+COVERED = 0.9995
+"""Share of all signs that WordPiece must know, as SentencePiece advises for Chinese and Japanese."""
 
 
 def make_base(
@@ -86,8 +92,9 @@ def _word_piece(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBas
     from transformers import BertTokenizer
 
     trained = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+    texts = list(texts)
     # each sign is a token, and another one within words: with more of them there would be more tokens than asked for
-    signs = min(1000, (vocabulary - 5) // 2)
+    signs = min(max(LEAST_SIGNS, _frequent_signs(texts)), (vocabulary - 5) // 2)
     trained.train_from_iterator(texts, vocab_size=vocabulary, limit_alphabet=signs, show_progress=False)
     return BertTokenizer(
         tokenizer_object=trained._tokenizer,
@@ -98,6 +105,15 @@ def _word_piece(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBas
         sep_token=END,
         mask_token=MASK,
     )
+
+
+def _frequent_signs(texts: Iterable[str]) -> int:
+    """How many different signs make up `COVERED` of the texts."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    enough = COVERED * counts.total()
+    return sum(before < enough for before in accumulate((n for _, n in counts.most_common()), initial=0))
 
 
 def _byte_pairs(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
