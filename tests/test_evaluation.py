@@ -298,7 +298,10 @@ def test_latency_tells_slow_from_fast_and_single_from_batch():
     assert found["candidate"]["single"]["p50"] >= 4 > 1 > found["champion"]["single"]["p50"]
     assert 0.4 <= found["candidate"]["batch"]["p50"] < 4
     assert sorted(calls) == [1] * 7 + [10] * 7
-    assert found["candidate"]["batch_size"] == 10
+    assert found["candidate"]["batch_size"] == 10 and found["candidate"]["repeats"] == 5
+    calls.clear()
+    rushed = latencies({"candidate": slow}, [{"text": "a"}] * 10, repeats=50, seconds=0)
+    assert rushed["candidate"]["repeats"] == 3 and sorted(calls) == [1] * 5 + [10] * 5, "no time: the fewest calls"
 
 
 def test_bootstrap_is_fast():
