@@ -165,6 +165,17 @@ def test_every_pair_is_found_whatever_is_looked_at_together(texts, threshold, pi
     assert found == len(pairs)
 
 
+@STEADY
+@given(corpora(), st.integers(1, 4))
+def test_texts_of_a_template_are_withheld_without_counting_all_pairs(texts, enough):
+    """However few texts with a shingle are looked at first, the same are withheld; no pair is counted that is none."""
+    sides, pairs = assign_sides([{"text": texts}], SHARES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("overnight.data.similar.ENOUGH", enough)
+        fewer, counted = assign_sides([{"text": texts}], SHARES)
+    assert fewer.tolist() == sides.tolist() and counted <= pairs and (counted > 0) == (pairs > 0)
+
+
 def test_short_and_absent_texts_are_placed(tmp_path):
     """A text without words, one of a single word, and an absent one have a side like any other."""
     assert set(sides_of(["!!!", "ok", None, "", "🙂"])) <= {*SIDES, WITHHELD}

@@ -118,3 +118,8 @@ def whole_numbers(labels: Iterable[str | None]) -> bool:
 def without_fraction(label: str | None) -> str | None:
     """Labels `1.0` and `2.` as `1` and `2`, where `whole_numbers`: a file that once had an empty cell."""
     return label if label is None else label.partition(".")[0]
+
+
+def labels_as_text(labels: Sequence[str | None]) -> list[str | None]:
+    """All the labels there are, without fractions where they are whole numbers."""
+    return [*map(without_fraction, labels)] if whole_numbers(labels) else list(labels)

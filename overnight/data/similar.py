@@ -29,6 +29,8 @@ NUMBERS = 2**20
 """Shingles, or pairs of texts, that are looked at together."""
 ROWS = 2**14
 """Texts that are looked at together, at most."""
+ENOUGH = 100
+"""Texts with one shingle that are looked at in any case."""
 _BITS = np.uint64(50)
 """Of a shingle's number; the 14 above it hold a text's place among `ROWS`, or how often the shingle occurs."""
 _MOST = 2**14 - 1
@@ -147,6 +149,9 @@ class Protected:
     def near(self, texts: Shingles, wanted: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, int]:
         """Which texts are nearly equal to one of a more protected side, and the number of such pairs.
 
+        Of a shingle that very many protected texts have, `ENOUGH` of them are looked at first, and the others only for
+        texts of which nothing was found: where a template fills a corpus, pairs are then not counted to the last.
+
         Args:
             wanted: which of them are looked at.
             sides: of each.
@@ -154,16 +159,18 @@ class Protected:
         found = np.zeros(len(wanted), bool)
         pairs = 0
         for places, numbers, sizes in texts.read(wanted):
-            for text, other in self._candidates(numbers, sizes, sides[places]):
-                alike = self._alike(numbers, sizes, text, other)
-                found[places[text[alike]]] = True
-                pairs += int(np.count_nonzero(alike))
+            text, at, low, many = self._shared(numbers, sizes)
+            some = np.minimum(many, ENOUGH)
+            near = self._count(numbers, sizes, sides[places], text, at, low, some)
+            rest = np.isin(text, text[(many > ENOUGH) & (near[text] == 0)])
+            near += self._count(numbers, sizes, sides[places], text[rest], at[rest], low[rest], many[rest])
+            found[places] = near > 0
+            pairs += int(near.sum())
         return found, pairs
 
-    def _candidates(
-        self, numbers: np.ndarray, sizes: np.ndarray, sides: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of a text and a more protected one that may be nearly equal; all of a text's pairs together."""
+    def _shared(self, numbers: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Text and place of the first shingles that are among those of protected texts, and where they are there: from
+        which entry on, and how many."""
         text, number, at = self._first(numbers, sizes)
         known = np.flatnonzero(self._counts[self._slots(number)])
         known = known[np.argsort(number[known])]  # neighbours are looked up one after the other
@@ -171,7 +178,20 @@ class Protected:
         many = np.searchsorted(self._number, number[known], side="right") - low
         back = np.flatnonzero(many)
         back = back[np.argsort(known[back])]  # text after text again
-        text, at, low, many = text[known[back]], at[known[back]], low[back], many[back]
+        return text[known[back]], at[known[back]], low[back], many[back]
+
+    def _count(
+        self,
+        numbers: np.ndarray,
+        sizes: np.ndarray,
+        sides: np.ndarray,
+        text: np.ndarray,
+        at: np.ndarray,
+        low: np.ndarray,
+        many: np.ndarray,
+    ) -> np.ndarray:
+        """How many more protected texts each text is nearly equal to, of those behind these shared shingles."""
+        near = np.zeros(len(sizes), np.int64)
         for part in _parts(np.bincount(text, many, len(sizes)).astype(np.int64), NUMBERS):
             own = slice(*np.searchsorted(text, (part.start, part.stop)))
             one = np.repeat(text[own], many[own])
@@ -182,7 +202,9 @@ class Protected:
             left = np.minimum(size - np.repeat(at[own], many[own]), length - self._at[entry])
             kept = (left >= needed) & (self._sides[other] > sides[one])
             both = np.unique(one[kept] << 32 | other[kept])
-            yield both >> 32, both & (2**32 - 1)
+            one, other = both >> 32, both & (2**32 - 1)
+            near += np.bincount(one[self._alike(numbers, sizes, one, other)], minlength=len(sizes))
+        return near
 
     def _alike(self, numbers: np.ndarray, sizes: np.ndarray, text: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Which of these pairs are nearly equal."""

@@ -133,7 +133,7 @@ def read_pieces(
         if positions:
             some = True
             absent = [None] * len(positions)
-            cells = {name: [*map(files.as_text, columns[name])] if name in columns else [*absent] for name in names}
+            cells = {name: [*map(files.as_text, columns.get(name, absent))] for name in names}
             yield Table(cells, list(positions), reading)
     if reading.broken_rows > MAX_BROKEN * reading.rows:
         first = "; ".join(f"{b.place} ({b.reason})" for b in reading.broken[:5])

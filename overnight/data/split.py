@@ -48,7 +48,7 @@ class Splitted:
     labels: dict[str, dict[str, int]]
     """Side → label → rows."""
     near_duplicates: int
-    """Pairs of near-duplicate texts that would have straddled two sides."""
+    """Pairs of near-duplicate texts that would have straddled two sides; not all, where very many are alike."""
     seconds: float
 
 

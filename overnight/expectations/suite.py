@@ -254,7 +254,9 @@ def _frame(
         there = ~np.isnan(rows.characters[name]) if name in rows.characters else rows.targeted
         columns[name] = np.where(there, 1, np.nan).astype(np.float32)
     if rows.label_names and target:
-        columns[target] = pd.Categorical.from_codes(rows.labels, rows.label_names)
+        columns[target] = pd.Categorical.from_codes(
+            rows.labels.astype(np.int32, copy=False), pd.Index(rows.label_names)
+        )
     if whole:
         texts = [name for name in told if name in whole]
         columns |= pa.concat_tables(pieces(rows.path, texts, whole)).to_pandas()
