@@ -14,7 +14,7 @@ test: $(INSTALLED)  ## the tests that need no GPU, no browser and no network
 	@$(BIN)/python -m pytest
 
 bench: $(INSTALLED)  ## the measurements of bench/RESULTS.md, side by side with what people use today
-	@for name in fit efficiency search tokenize overhead serve load; do $(BIN)/python -m bench.$$name || exit 1; done
+	@for name in fit efficiency search tokenize corpus overhead serve load; do $(BIN)/python -m bench.$$name || exit 1; done
 
 install: $(INSTALLED)  ## the environment alone
 

@@ -12,7 +12,7 @@ from flows.turns import within
 from overnight import problems
 from overnight.config import Config
 from overnight.data.ingest import Ingested
-from overnight.data.store import read_columns
+from overnight.data.store import read_cells
 from overnight.errors import DataRefused
 from overnight.home import Home
 from overnight.intake import facts_of
@@ -43,7 +43,8 @@ def reach_decision(home: Home, config: Config, night: Night, rows: Ingested, tur
 
     with night.stage("split"):
         sides = split(clean, config.split, config.problem, folder / "rows")
-        facts = facts_of(problem, read_columns(sides.paths["train"], problem.required_roles), model)
+        cells = {role: read_cells(sides.paths["train"], role) for role in problem.required_roles}
+        facts = facts_of(problem, cells, model)
         counts = {"split": sides.rows, "near_duplicates": sides.near_duplicates}
         night.update(data={**night.record["data"], **counts}, facts=facts)
         metric = problem.check_metric(config.evaluation.metric or problem.default_metric, facts)

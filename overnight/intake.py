@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def read_rows(data: Data, problem: str, folder: Path, where: str) -> Ingested:
     return ingest(data, folder, problems.get(problem), where=where)
 
 
-def facts_of(problem: Problem, rows: Mapping[str, Sequence[Any]], model: Model) -> Facts:
+def facts_of(problem: Problem, rows: Mapping[str, Iterable[Any]], model: Model) -> Facts:
     """What the problem has to know of the training rows, and of the config where it writes texts."""
     written = {"generation": model.generation.model_dump()} if problem.generates else {}
     return problem.facts(rows) | written

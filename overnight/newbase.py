@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from overnight.config import Model
-from overnight.data.store import read_columns
+from overnight.data.store import read_cells
 from overnight.processes import run_child
 
 NEW = "new"
@@ -38,6 +39,13 @@ def make(folder: Path, *, base: str, train: str, roles: list[str], settings: dic
     """Makes the base; runs in a child process."""
     from overnight.training.scratch import make_base
 
-    texts = [text for cells in read_columns(train, roles).values() for text in cells if text]
-    make_base(Path(base), texts, **settings)
-    return {"texts": len(texts)}
+    told = {"texts": 0}
+
+    def texts() -> Iterator[str]:
+        for role in roles:
+            for text in filter(None, read_cells(train, role)):
+                told["texts"] += 1
+                yield text
+
+    make_base(Path(base), texts(), **settings)
+    return told

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from overnight.config import Validation
 from overnight.errors import NightFailed, UserError
-from overnight.expectations import validate_rows
+from overnight.expectations import rows, validate_rows
 
 SENTENCES = {
     "good": "The crew was very friendly and we enjoyed the flight to city number {}.",
@@ -349,6 +351,45 @@ def test_record_is_deterministic_and_json(run):
     assert asdict(first) == asdict(second) == json.loads(json.dumps(asdict(first)))
     assert 0.9 < first.facts["languages"]["en"] <= 1
     assert first.facts["chars"]["p50"] > 60 and first.facts["tokens"]["max"] == 16
+
+
+TEXTS = st.sampled_from(
+    [None, " ", "ab", "good text", "other text", "lost \ufffd", "nul \x00", "x" * 30, "naïve, and fine"]
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(TEXTS, st.sampled_from(["a", "b", "c", None, ""])), min_size=1, max_size=40), st.integers(1, 9)
+)
+def test_pieces_of_any_size_are_judged_the_same(drawn, size):
+    """Reasons, measures and files do not depend on how many rows are read together; what needs a look at other rows is
+    what comparing each with each other says."""
+    expect = Validation.model_validate({"expect": {"characters": {"max": 20}, "labels": {"known": ["a", "b"]}}}).expect
+    told = ["text", "label"]
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        table(drawn).to_parquet(folder / "rows.parquet")
+        found = []
+        for batch in (4096, size):
+            patch.setattr("overnight.data.store.BATCH", batch)
+            read = rows.read(folder / "rows.parquet", told, ["text"], "label", "label")
+            refused = rows.refusals(read, expect, "label", None)
+            measured = rows.measure(read, ~refused.any(axis=1).to_numpy(), expect, ["text"], "label", 32, None)
+            frames = map(pd.read_parquet, rows.write(read, refused, told, folder))
+            found.append([refused, measured.facts, *(frame.to_csv() for frame in frames)])
+    for one, other in zip(*found, strict=True):
+        assert one.equals(other) if isinstance(one, pd.DataFrame) else one == other
+    whole = [(text, label or None) for text, label in drawn]
+    for place, (text, label) in enumerate(whole):
+        there = bool(text and text.strip())
+        labels = {other for same, other in whole if same == text and other}
+        assert refused["duplicate"][place] == (there and (text, drawn[place][1]) in drawn[:place])
+        assert refused["contradiction"][place] == (there and len(labels) > 1)
+        assert refused["encoding_damage"][place] == bool(text and (set(text) & {"\ufffd", "\x00"}))
+        assert refused["null_label"][place] == (label is None)
+        assert refused["unknown_label"][place] == (label == "c")
+        assert refused["too_long"][place] == bool(text and len(text) > 20)
 
 
 def test_quiet_and_leaves_nothing_behind(run, capfd, caplog, monkeypatch, tmp_path):

@@ -5,20 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import tempfile
 import unicodedata
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overnight import problems
 from overnight.config import Data
+from overnight.data.digests import packed
 from overnight.data.ingest import ingest
-from overnight.data.normalise import canonical, labels_as_text, normalise, repair, row_digest, uniform
+from overnight.data.normalise import (
+    canonical,
+    digest,
+    normalise,
+    repair,
+    row_digest,
+    uniform,
+)
 from overnight.data.sample import quotas, sample_rows
 from overnight.data.store import write_table
 from overnight.errors import NightFailed, UserError
@@ -87,22 +97,31 @@ def test_a_sample_is_the_same_in_any_order_and_keeps_the_shares(tmp_path):
     again = save(tmp_path / "b.jsonl", shuffled).model_copy(update={"sample": 200})
     one, other = ingest(data, tmp_path / "out", PROBLEM), ingest(again, tmp_path / "other", PROBLEM)
     assert one.fingerprint == other.fingerprint and (one.rows, one.source_rows) == (200, 1000)
+    # a change of these would make every installation train again on data that it knows
+    assert one.fingerprint == "0f5ce00d6892ea3b1b9117cd1efac0b676de8ebf112dad9f16ea2ca42fc38a18"
+    whole = ingest(save(tmp_path / "a.jsonl", rows), tmp_path / "out", PROBLEM)
+    assert whole.fingerprint == "97a7be8565fb836b489cc99f4c012a115636de4b7cd0fbcc8664cb06336f99a9"
     counts = Counter(row["label"] for row in rows)
     assert all(abs(one.labels[label] - count / 5) < 1 for label, count in counts.items())
+
+
+def sample(rows: list[str], texts: list[str], size: int) -> list[int]:
+    one_label = np.zeros(len(rows), int)
+    return sample_rows(packed(map(digest, rows)), packed(map(digest, texts)), one_label, ["x"], size).tolist()
 
 
 def test_a_sample_meets_duplicates_as_often_as_the_source():
     """Rows of one text are drawn together, so the validation sees the source's share of duplicates."""
     texts = [str(i // 4) for i in range(4000)]
-    kept = sample_rows([f"{t}-{i}" for i, t in enumerate(texts)], texts, ["x"] * 4000, 400)
+    kept = sample([f"{t}-{i}" for i, t in enumerate(texts)], texts, 400)
     assert Counter(Counter(texts[i] for i in kept).values()) == {4: 100}
 
 
 def test_growth_changes_a_sample_only_at_its_edge():
     """A tenth more rows replaces about a tenth of the sample, not all of it."""
     ids = [f"row {i}" for i in range(2200)]
-    before = {ids[i] for i in sample_rows(ids[:2000], ids[:2000], ["x"] * 2000, 500)}
-    after = {ids[i] for i in sample_rows(ids, ids, ["x"] * 2200, 500)}
+    before = {ids[i] for i in sample(ids[:2000], ids[:2000], 500)}
+    after = {ids[i] for i in sample(ids, ids, 500)}
     assert 0.85 < len(before & after) / 500 < 0.97
 
 
@@ -209,11 +228,60 @@ def test_row_ids_tell_shifted_cells_apart():
     assert len(set(ids)) == 5
 
 
-def test_whole_number_labels_lose_their_fraction():
-    """1.0 is 1 when all labels are whole numbers, and 2.0 stays a version among other names."""
-    assert labels_as_text(["1.0", "2.", None, "-3"]) == ["1", "2", None, "-3"]
-    assert labels_as_text(["1.0", "1.5"]) == ["1.0", "1.5"]
-    assert labels_as_text(["2.0", "beta"]) == ["2.0", "beta"]
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (["1.0", "2.", None, "-3"], ["1", "2", None, "-3"]),
+        (["1.0", "1.5"], ["1.0", "1.5"]),
+        (["2.0", "beta"], ["2.0", "beta"]),
+        (["1.0", "1", "2"], ["1", "1", "2"]),
+    ],
+)
+def test_whole_number_labels_lose_their_fraction(tmp_path, monkeypatch, labels, kept):
+    """1.0 is 1 when all labels are whole numbers, and 2.0 stays a version among other names, wherever they stand; row
+    ids are those of the labels that are written."""
+    monkeypatch.setattr("overnight.data.sources.BATCH", 1)
+    data = save(tmp_path / "a.jsonl", [{"text": str(i), "label": label} for i, label in enumerate(labels)])
+    made = ingest(data, tmp_path / "out", PROBLEM)
+    rows = sorted(pq.read_table(made.path).to_pylist(), key=lambda row: row["source_row"])
+    assert [row["label"] for row in rows] == kept
+    assert [row["row_id"] for row in rows] == [row_digest([str(i), label]) for i, label in enumerate(kept)]
+    assert made.labels == Counter(filter(None, kept))
+
+
+CELLS = st.sampled_from([None, "", "good", "caf\u00e9", "donâ€™t", "RT @a: good", "x" * 40, "a  b", "!!!"]) | st.text(
+    max_size=6
+)
+LABELS = st.sampled_from([["x", "y", None], ["1.0", "2", None], ["1.0", "2", "beta"]])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(CELLS, st.integers(0, 2)), min_size=3, max_size=40),
+    LABELS,
+    st.integers(1, 9),
+    st.integers(1, 3000),
+    st.none() | st.integers(2, 20),
+)
+def test_pieces_of_any_size_give_the_same(rows, labels, size, held, sample):
+    """What is written and recorded does not depend on how many rows are read together, or are held at most."""
+    found = [{"text": text, "label": labels[label]} for text, label in rows]
+    found += [{"text": f"other {i}", "label": labels[i]} for i in range(2)]
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        data = save(folder / "a.jsonl", found).model_copy(
+            update={
+                "sample": sample,
+            }
+        )
+        whole = ingest(data, folder / "whole", PROBLEM)
+        for module in ("sources", "store", "ingest"):
+            patch.setattr(f"overnight.data.{module}.BATCH", size)
+        patch.setattr("overnight.data.spool.HELD", held)
+        pieces = ingest(data, folder / "pieces", PROBLEM)
+        assert pq.read_table(pieces.path).equals(pq.read_table(whole.path))
+        assert dataclasses.replace(pieces, path="", seconds=0) == dataclasses.replace(whole, path="", seconds=0)
+        assert [path.name for path in (folder / "pieces").iterdir()] == [pieces.fingerprint[:16]]
 
 
 @pytest.mark.parametrize(("label", "got"), [("x", "only 'x'"), (None, "none")])

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from overnight.config import Data
 from overnight.data import encodings
-from overnight.data.sources import parse_hub, read_source
+from overnight.data.sources import parse_hub, read_pieces, read_source
+from overnight.data.store import BATCH
 from overnight.errors import UserError
 
 PLAIN = "text,label\na fine day,good\nlost again,bad\n"
@@ -96,7 +100,7 @@ def test_a_missing_file_names_its_sibling(tmp_path):
     said = complaint(tmp_path / "revews.csv")
     assert said.startswith("c.yaml: data → source: no such file or folder, got")
     assert said.endswith(f"did you mean {tmp_path}/reviews.csv?")
-    assert "no such path in the package" in complaint("pkg://datasketch/nothing.csv")
+    assert "no such path in the package" in complaint("pkg://datasets/nothing.csv")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_few_broken_rows_are_counted_and_many_refused(tmp_path):
     lines[101] = "too,many,fields"
     lines[201] = '"never closed,bad'
     table = read(write(tmp_path / "few.csv", "\n".join(lines) + "\n"))
-    assert [(b.place, b.reason) for b in table.broken] == [
+    assert [(b.place, b.reason) for b in table.reading.broken] == [
         ("few.csv line 102", "3 fields instead of 2"),
         ("few.csv line 202", "',' expected after '\"'"),
     ]
@@ -164,14 +168,14 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path):
     lines = ["text,label"] + [f"text {i},good" for i in range(300)]
     lines[151] = '"open,bad'
     table = read(write(tmp_path / "a.csv", "\n".join(lines)))
-    assert len(table.columns["text"]) == 299 and [b.place for b in table.broken] == ["a.csv line 152"]
+    assert len(table.columns["text"]) == 299 and [b.place for b in table.reading.broken] == ["a.csv line 152"]
 
 
 def test_broken_json_lines_follow_the_same_rule(tmp_path):
     """A bad line and one that is no object are counted; a file of bad lines is refused by their numbers."""
     good = [json.dumps({"text": f"text {i}", "label": "good"}) for i in range(300)]
     table = read(write(tmp_path / "a.jsonl", "\n".join([*good[:5], '{"text": ', "[1]", *good[5:]])))
-    assert [b.place for b in table.broken] == ["a.jsonl line 6", "a.jsonl line 7"]
+    assert [b.place for b in table.reading.broken] == ["a.jsonl line 6", "a.jsonl line 7"]
     assert len(table.columns["text"]) == 300
     said = complaint(write(tmp_path / "b.jsonl", "text,label\nx,y\n"))
     assert "2 of 2 rows cannot be read" in said and "b.jsonl line 1 (Expecting value)" in said
@@ -192,7 +196,7 @@ def test_the_encoding_is_found(tmp_path, encoding, text, name):
     rows = "".join(f"{text.replace(',', ' ')} {i},good\n" for i in range(20))
     table = read(write(tmp_path / "a.csv", ("text,label\n" + rows).encode(encoding)))
     assert table.columns["text"][3] == f"{text.replace(',', ' ')} 3"
-    assert list(table.columns) == ["text", "label"] and table.encodings == {name}
+    assert list(table.columns) == ["text", "label"] and table.reading.encodings == {name}
 
 
 def test_an_encoding_of_the_config_is_obeyed_or_refused(tmp_path):
@@ -227,7 +231,7 @@ def test_a_text_a_line(tmp_path):
     write(tmp_path / "reviews" / "pos.txt", '好, "很好"')
     table = read(tmp_path / "reviews" / "*.txt", format="lines")
     assert table.columns == {"text": ["差。", "一般\u2028般\r", '好, "很好"'], "label": ["neg", "neg", "pos"]}
-    assert table.source_rows == [0, 1, 2] and table.broken == []
+    assert table.source_rows == [0, 1, 2] and table.reading.broken == []
     said = complaint(tmp_path / "reviews" / "*.txt")
     assert "must be a file that ends in .csv" in said and said.endswith(
         "did you mean data.format: lines (a text a line)?"
@@ -273,6 +277,50 @@ def test_an_unreachable_hub_is_a_user_error():
     said = complaint("hf://nobody/nothing-of-the-kind")
     assert said.startswith("c.yaml: data → source: the dataset cannot be loaded:")
     assert said.endswith("got 'hf://nobody/nothing-of-the-kind'")
+
+
+@given(st.integers(1, 9))
+def test_pieces_of_any_size_are_the_same_rows(size):
+    """Cells, positions, broken rows and encodings do not depend on how many rows are read together."""
+    lines = [f"text {i},{'good' if i % 3 else ''}" for i in range(30)]
+    lines[7] = "too,many,fields"
+    objects = [json.dumps({"text": f"text {i}", "label": i} if i % 4 else {"other": i}) for i in range(30)]
+    objects[9] = "["
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        patch.setattr("overnight.data.sources.MAX_BROKEN", 0.1)
+        sources = [
+            write(folder / "a.csv", "\n".join(["text,label", *lines])),
+            write(folder / "b.jsonl", "\n".join(objects)),
+            write(folder / "c.conll", "\n\n".join(f"w{i} O" if i != 5 else "alone" for i in range(30))),
+            write(folder / "texts" / "good" / "1.txt", "one").parents[1],
+        ]
+        write(folder / "texts" / "bad" / "1.txt", "two")
+        parquet.write_table(
+            pa.table({"text": [*"abcdefgh"], "label": range(8)}), folder / "d.parquet", row_group_size=3
+        )
+        for source in (*sources, folder / "d.parquet"):
+            roles = ("tokens", "tags") if source.suffix == ".conll" else ("text", "label")
+            asked = Data(source=str(source)), [{role: role for role in roles}]
+            whole = read_source(*asked)
+            for module in ("sources", "files"):
+                patch.setattr(f"overnight.data.{module}.BATCH", size)
+            pieces = list(read_pieces(*asked))
+            for module in ("sources", "files"):
+                patch.setattr(f"overnight.data.{module}.BATCH", BATCH)
+            assert all(0 < len(piece.source_rows) <= size for piece in pieces)
+            assert [n for piece in pieces for n in piece.source_rows] == whole.source_rows
+            for role in roles:
+                assert [cell for piece in pieces for cell in piece.columns[role]] == whole.columns[role]
+            assert pieces[-1].reading == whole.reading
+
+
+def test_a_key_of_the_last_line_is_a_column(tmp_path):
+    """JSON lines are looked through for the columns, and only as far as there are some to be found."""
+    rows = [*({"text": str(i)} for i in range(5)), {"label": "late"}]
+    table = read(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert table.columns["label"] == [None] * 5 + ["late"] and table.columns["text"][-1] is None
+    assert "which has text, label" in complaint(tmp_path / "a.jsonl", columns={"label": "zzz"})
 
 
 def test_reading_a_file_imports_nothing_heavy(tmp_path):

@@ -157,16 +157,8 @@ def look(path: Path, encoding: str, roles: Mapping[str, str], exact: bool = Fals
     return source
 
 
-def _lines(path: Path, codec: str, newline: str) -> Iterator[str]:
-    if codec.startswith("sloppy-"):
-        import ftfy.bad_codecs  # noqa: F401  (registers it)
-    with open(path, encoding=codec, newline=newline) as file:
-        for number, line in enumerate(file):
-            yield line if number else line.removeprefix("\ufeff")
-
-
 def _csv_records(path: Path, codec: str, names: Sequence[str]) -> Iterator[Record]:
-    records = files.csv_records(_lines(path, codec, ""), path.suffix.lower())
+    records = files.csv_records(encodings.read_lines(path, codec, ""), path.suffix.lower())
     next(records)
     for line, fields, reason in records:
         yield ({}, f"line {line}: {reason}") if reason else (dict(zip(names, fields, strict=True)), "")
@@ -175,7 +167,7 @@ def _csv_records(path: Path, codec: str, names: Sequence[str]) -> Iterator[Recor
 def _count_csv(path: Path, codec: str) -> tuple[int, pa.Schema]:
     import pyarrow as pa
 
-    records = files.csv_records(_lines(path, codec, ""), path.suffix.lower())
+    records = files.csv_records(encodings.read_lines(path, codec, ""), path.suffix.lower())
     line, header, reason = next(records)
     if reason:
         raise UserError(Complaint(str(path), f"its header cannot be read (line {line}: {reason})"))
@@ -191,7 +183,7 @@ def _count_csv(path: Path, codec: str) -> tuple[int, pa.Schema]:
 
 
 def _json_records(path: Path, codec: str) -> Iterator[Record]:
-    for line, cells, reason in files.json_records(_lines(path, codec, "\n")):
+    for line, cells, reason in files.json_records(encodings.read_lines(path, codec, "\n")):
         yield cells, f"line {line}: {reason}" if reason else ""
 
 
@@ -201,7 +193,7 @@ def _count_json(path: Path, codec: str) -> tuple[int, pa.Schema]:
 
     kinds: dict[str, set[type]] = {}
     count = 0
-    for _, cells, _ in files.json_records(_lines(path, codec, "\n")):
+    for _, cells, _ in files.json_records(encodings.read_lines(path, codec, "\n")):
         count += 1
         for name, value in cells.items():
             if value is not None:

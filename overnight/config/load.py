@@ -20,7 +20,7 @@ from overnight.settings import Training
 
 ARROW = " → "
 TRAINING_FIELDS = tuple(f.name for f in fields(Training))
-RESERVED = ("row_id", "text_id", "source_row")
+RESERVED = ("row_id", "text_id", "source_row", "refusal")
 """Columns that every table of rows has besides those of the config."""
 LONGEST_VALUE = 80
 

@@ -63,6 +63,20 @@ def check_text(path: Path, encoding: str, place: str) -> str:
         raise _unreadable(path, place, error) from None
 
 
+def read_lines(path: Path, codec: str, newline: str) -> Iterator[str]:
+    """The lines of a text file, one after the other, by a codec that `check_text` found; `newline` as for `open`."""
+    if codec.startswith("sloppy-"):
+        import ftfy.bad_codecs  # noqa: F401  (registers it)
+    with open(path, encoding=codec, newline=newline) as file:
+        for number, line in enumerate(file):
+            yield line if number else line.removeprefix("\ufeff")
+
+
+def name_of(codec: str) -> str:
+    """What people call a codec."""
+    return codec.removeprefix("sloppy-")
+
+
 def _unreadable(path: Path, place: str, error: OSError) -> UserError:
     return UserError(Complaint(place, f"cannot be read ({error.strerror})", repr(str(path))))
 
@@ -102,7 +116,7 @@ def decode(raw: bytes, encoding: str, path: Path, place: str) -> tuple[str, str]
         UserError: when the encoding named in the config is unknown or does not fit.
     """
     codec = _codec(io.BytesIO(raw), encoding, path, place)
-    return raw.decode(codec).removeprefix("\ufeff"), codec.removeprefix("sloppy-")
+    return raw.decode(codec).removeprefix("\ufeff"), name_of(codec)
 
 
 def _codec(file: BinaryIO, encoding: str, path: Path, place: str) -> str:

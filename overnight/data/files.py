@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections import deque
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from overnight.data.store import BATCH
 from overnight.errors import Complaint, UserError
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -44,20 +44,6 @@ class Parsed:
     def add(self, row: list[Any]) -> None:
         self.positions.append(len(self.rows) + len(self.broken))
         self.rows.append(row)
-
-
-def parse_csv(text: str, suffix: str = ".csv") -> Parsed:
-    """Rows of a CSV or TSV text, with its broken records apart; see `csv_records`."""
-    records = csv_records(io.StringIO(text, newline=""), suffix)
-    parsed: Parsed | None = None
-    for line, fields, reason in records:
-        if parsed is None:
-            parsed = Parsed([name.strip() for name in fields], broken=[(line, reason)] if reason else [])
-        elif reason:
-            parsed.broken.append((line, reason))
-        else:
-            parsed.add(fields)
-    return parsed or Parsed([])
 
 
 def csv_records(lines: Iterable[str], suffix: str = ".csv") -> Iterator[tuple[int, list[str], str]]:
@@ -117,21 +103,6 @@ def csv_records(lines: Iterable[str], suffix: str = ".csv") -> Iterator[tuple[in
 def _delimiter(header: str) -> str:
     """What separates the columns of a .csv: the comma, unless the header has none and one of the others."""
     return next((d for d in (",", ";", "\t", "|") if d in header), ",")
-
-
-def parse_json_lines(text: str) -> Parsed:
-    """Rows of a JSONL text, one object a line; a key that a line lacks is absent there."""
-    parsed = Parsed([])
-    names: dict[str, None] = {}
-    for number, row, reason in json_records(io.StringIO(text, newline="\n")):
-        if reason:
-            parsed.broken.append((number, reason))
-        else:
-            names.update(dict.fromkeys(row))
-            parsed.add([row])
-    parsed.names = list(names)
-    parsed.rows = [[row.get(name) for name in names] for (row,) in parsed.rows]
-    return parsed
 
 
 def json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any], str]]:
@@ -198,15 +169,6 @@ def parse_squad(text: str) -> Parsed:
     return parsed
 
 
-def parse_lines(text: str, label: str) -> Parsed:
-    """A `text` a line, all of one `label`; blank lines are none."""
-    parsed = Parsed(["text", "label"])
-    for line in text.split("\n"):  # not splitlines: a text may hold its other ends
-        if line.strip():
-            parsed.add([line, label])
-    return parsed
-
-
 def parse_po(text: str) -> Parsed:
     """Messages of a gettext catalogue that have a translation: `text`, `target`, `context`, and the `language` that its
     head names. Fuzzy, obsolete and plural ones are left out.
@@ -249,8 +211,9 @@ def open_parquet(path: Path, place: str) -> tuple[list[str], Callable[[list[str]
 
     def batches(columns: list[str]) -> Iterator[dict[str, list[Any]]]:
         try:
-            for batch in file.iter_batches(columns=columns):
-                yield batch.to_pydict()
+            for group in range(file.num_row_groups):  # one at a time: of several, Arrow reads ahead without a bound
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
+                    yield batch.to_pydict()
         except (OSError, pa.ArrowException) as error:
             raise refused(error) from None
 

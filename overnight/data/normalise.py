@@ -118,8 +118,16 @@ def uniform(identifier: str, purpose: bytes) -> float:
     return (int.from_bytes(hashed, "big") >> 11) / 2**53
 
 
+def whole_numbers(labels: Iterable[str | None]) -> bool:
+    """Whether all labels are whole numbers, with or without a fraction of zeros."""
+    return all(label is None or _WHOLE_FLOAT.fullmatch(label) for label in labels)
+
+
+def without_fraction(label: str | None) -> str | None:
+    """Labels `1.0` and `2.` as `1` and `2`, where `whole_numbers`: a file that once had an empty cell."""
+    return label if label is None else label.partition(".")[0]
+
+
 def labels_as_text(labels: Sequence[str | None]) -> list[str | None]:
-    """Labels `1.0` and `2.` as `1` and `2`, when all labels are whole numbers: a file that once had an empty cell."""
-    if all(label is None or _WHOLE_FLOAT.fullmatch(label) for label in labels):
-        return [label if label is None else label.partition(".")[0] for label in labels]
-    return list(labels)
+    """All the labels there are, without fractions where they are whole numbers."""
+    return [*map(without_fraction, labels)] if whole_numbers(labels) else list(labels)

@@ -1,26 +1,32 @@
 """Reads a source into columns of text: files by name, glob or package, a folder a class, a Hugging Face dataset.
 
-    table = read_source(data, [{"text": "body", "label": "topic"}], where="configs/topics.yaml: data")
+    for table in read_pieces(data, [{"text": "body", "label": "topic"}], where="configs/topics.yaml: data"): ...
 
-Nothing is guessed about the meaning of a cell: "NA" and "null" are texts, only an empty cell is absent.
+Rows come in pieces, so a source may be larger than memory; a SQuAD, CoNLL or .po file is parsed as a whole. Nothing is
+guessed about the meaning of a cell: "NA" and "null" are texts, only an empty cell is absent.
 """
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from overnight.config import ARROW, Data
 from overnight.data import encodings, files
+from overnight.data.store import BATCH
 from overnight.errors import Complaint, UserError, nearest
 from overnight.references import resolve_package_path
 
 MAX_BROKEN = 0.01
 """Largest share of rows that may be unreadable; more means that the file is not what the config says."""
+
+SHOWN = 20
+"""Broken rows that are named."""
 
 PARSERS = {"conll": files.parse_conll, "squad": files.parse_squad, "po": files.parse_po}
 
@@ -29,19 +35,33 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass
-class Table:
-    """The wanted columns of a source, all of one length; cells are text or None."""
+class Reading:
+    """What is learnt of a source while it is read."""
 
-    columns: dict[str, list[str | None]]
-    """Role, optional role or slice → cells."""
-    source_rows: list[int] = field(default_factory=list)
-    """Position of each row in the source, counted from 0; broken rows count too."""
     encodings: set[str] = field(default_factory=set)
     """Encodings the files were decoded with; empty for Parquet and hub datasets."""
     broken: list[files.Broken] = field(default_factory=list)
-    """Rows that could not be read."""
-    read: int = 0
+    """The first of the rows that could not be read."""
+    broken_rows: int = 0
+    rows: int = 0
     """Rows met so far, readable or not."""
+
+    def leave_out(self, place: str, reason: str) -> None:
+        self.broken_rows += 1
+        if len(self.broken) < SHOWN:
+            self.broken.append(files.Broken(place, reason))
+
+
+@dataclass
+class Table:
+    """Rows of a source: the wanted columns, all of one length; cells are text or None."""
+
+    columns: dict[str, list[str | None]]
+    """Role, optional role or slice → cells."""
+    source_rows: list[int]
+    """Position of each row in the source, counted from 0; broken rows count too."""
+    reading: Reading
+    """Shared by all pieces of a source; complete after the last."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,10 @@ class Wanted:
     optional: Mapping[str, str]
     slices: Sequence[str]
     where: str
+
+    def every(self) -> set[str]:
+        """All columns that may be looked for."""
+        return {*(c for columns in (*self.required, self.optional) for c in columns.values()), *self.slices}
 
     def resolve(self, available: Sequence[str], name: str) -> dict[str, str]:
         """Role or slice → column of the source; raises a UserError that names every column missing."""
@@ -77,14 +101,18 @@ class Wanted:
         return found | {role: column for role, column in self.optional.items() if column in available}
 
 
-def read_source(
+Cells = tuple[Mapping[str, Sequence[Any]], Sequence[int]]
+"""Found columns by role or slice, and the positions of their rows."""
+
+
+def read_pieces(
     data: Data,
     required: Sequence[Mapping[str, str]],
     optional: Mapping[str, str] | None = None,
     *,
     where: str = "data",
-) -> Table:
-    """Reads every row of `data.source`, keeping only the columns asked for.
+) -> Iterator[Table]:
+    """Every row of `data.source`, in tables of at least one, keeping only the columns asked for.
 
     Args:
         data: the section of the config.
@@ -93,25 +121,56 @@ def read_source(
         where: the config's place, for complaints.
 
     Raises:
-        UserError: for whatever is wrong with the source or its columns.
+        UserError: for whatever is wrong with the source or its columns; that too many rows are broken, or that there
+            are none, is known after the last table.
     """
     wanted = Wanted(required, optional or {}, data.slices, where)
     names = dict.fromkeys([*(role for roles in required for role in roles), *wanted.optional, *data.slices])
-    table = Table({name: [] for name in names})
     place = f"{where}{ARROW}source"
-    if data.source.startswith("hf://"):
-        _read_hub(data, wanted, table, place)
-    else:
-        paths = _paths(data.source, place)
-        if paths[0].is_dir():
-            _read_folder(paths[0], data, wanted, table, place)
-        else:
-            for path in paths:
-                _read_file(path, data, wanted, table, place)
-    _refuse_broken(table, data.source, place)
-    if not table.source_rows:
+    reading = Reading()
+    some = False
+    for columns, positions in _read(data, wanted, reading, place):
+        if positions:
+            some = True
+            absent = [None] * len(positions)
+            cells = {name: [*map(files.as_text, columns.get(name, absent))] for name in names}
+            yield Table(cells, list(positions), reading)
+    if reading.broken_rows > MAX_BROKEN * reading.rows:
+        first = "; ".join(f"{b.place} ({b.reason})" for b in reading.broken[:5])
+        share = f"{reading.broken_rows:,} of {reading.rows:,}"
+        rule = f"{share} rows cannot be read, at most 1 % may be: {first}"
+        raise UserError(Complaint(place, rule, repr(data.source)))
+    if not some:
         raise UserError(Complaint(place, "has a header but no rows", repr(data.source)))
-    return table
+
+
+def read_source(
+    data: Data,
+    required: Sequence[Mapping[str, str]],
+    optional: Mapping[str, str] | None = None,
+    *,
+    where: str = "data",
+) -> Table:
+    """All rows of `data.source` at once; arguments and errors as `read_pieces`."""
+    pieces = read_pieces(data, required, optional, where=where)
+    whole = next(pieces)
+    for piece in pieces:
+        for name, cells in piece.columns.items():
+            whole.columns[name] += cells
+        whole.source_rows += piece.source_rows
+    return whole
+
+
+def _read(data: Data, wanted: Wanted, reading: Reading, place: str) -> Iterator[Cells]:
+    if data.source.startswith("hf://"):
+        yield from _read_hub(data, wanted, reading, place)
+        return
+    paths = _paths(data.source, place)
+    if paths[0].is_dir():
+        yield from _read_folder(paths[0], data, wanted, reading, place)
+        return
+    for path in paths:
+        yield from _read_file(path, data, wanted, reading, place)
 
 
 def _paths(source: str, place: str) -> list[Path]:
@@ -143,7 +202,7 @@ def _paths(source: str, place: str) -> list[Path]:
     return [path]
 
 
-def _read_file(path: Path, data: Data, wanted: Wanted, table: Table, place: str) -> None:
+def _read_file(path: Path, data: Data, wanted: Wanted, reading: Reading, place: str) -> Iterator[Cells]:
     suffix = path.suffix.lower()
     own = {**dict.fromkeys(files.CONLL, "conll"), **dict.fromkeys(files.PO, "po")}
     kind = own.get(suffix, "auto") if data.format == "auto" else data.format
@@ -152,45 +211,97 @@ def _read_file(path: Path, data: Data, wanted: Wanted, table: Table, place: str)
         rule = f"must be a file that ends in {kinds}, or a folder with a sub-folder a class"
         near = "data.format: lines (a text a line)" if suffix == ".txt" else None
         raise UserError(Complaint(place, rule, repr(str(path)), near))
-    if suffix in files.PARQUET and kind == "auto":
+    if kind in PARSERS:
+        yield from _read_parsed(path, kind, data.encoding, wanted, reading, place)
+    elif suffix in files.PARQUET and kind == "auto":
         available, batches = files.open_parquet(path, place)
         found = wanted.resolve(available, path.name)
         for columns in batches(list(dict.fromkeys(found.values()))):
-            _extend(table, found, columns, count=len(next(iter(columns.values()))))
-        return
-    text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
-    table.encodings.add(used)
-    if kind == "lines":
-        parsed = files.parse_lines(text, path.stem)
-    elif kind in PARSERS:
-        try:
-            parsed = PARSERS[kind](text)
-        except ValueError as error:
-            raise UserError(Complaint(place, f"cannot be read as {kind} ({error})", repr(str(path)))) from None
+            yield _counted({name: columns[column] for name, column in found.items()}, reading)
     else:
-        parsed = files.parse_json_lines(text) if suffix in files.JSON_LINES else files.parse_csv(text, suffix)
+        codec = encodings.check_text(path, data.encoding, place)
+        reading.encodings.add(encodings.name_of(codec))
+        records_of = _lines if kind == "lines" else _json_lines if suffix in files.JSON_LINES else _csv
+        records = records_of(path, codec, wanted)
+        while part := list(islice(records, BATCH)):
+            start = reading.rows
+            reading.rows += len(part)
+            for line, _, reason in part:
+                if reason:
+                    reading.leave_out(f"{path.name} line {line}", reason)
+            whole = [(start + number, cells) for number, (_, cells, reason) in enumerate(part) if not reason]
+            names = whole[0][1] if whole else ()
+            yield {name: [cells[name] for _, cells in whole] for name in names}, [number for number, _ in whole]
+
+
+Record = tuple[int, dict[str, Any], str]
+"""Line number, cells by role or slice, and "" or why it is broken."""
+
+
+def _csv(path: Path, codec: str, wanted: Wanted) -> Iterator[Record]:
+    records = files.csv_records(encodings.read_lines(path, codec, ""), path.suffix.lower())
+    line, fields, reason = next(records, (1, [], ""))
+    if reason:  # nothing is read below a broken header, and it has no columns to speak of
+        yield line, {}, reason
+        return
+    names = [name.strip() for name in fields]
+    found = {role: names.index(column) for role, column in wanted.resolve(names, path.name).items()}
+    for line, fields, reason in records:
+        yield line, {} if reason else {role: fields[index] for role, index in found.items()}, reason
+
+
+def _json_lines(path: Path, codec: str, wanted: Wanted) -> Iterator[Record]:
+    """A key that a line lacks is absent there; the columns are all keys that occur."""
+    names: dict[str, None] = {}
+    broken = False
+    for _, cells, reason in files.json_records(encodings.read_lines(path, codec, "\n")):
+        names |= dict.fromkeys(cells)
+        broken = broken or bool(reason)
+        if wanted.every() <= names.keys():
+            break
     # a file in which no line could be read has no columns to speak of: its broken lines say more
-    found = wanted.resolve(parsed.names, path.name) if parsed.names or not parsed.broken else {}
-    start = table.read
-    for name in table.columns:
-        if name in found:
-            index = parsed.names.index(found[name])
-            table.columns[name] += [files.as_text(row[index]) for row in parsed.rows]
-        else:
-            table.columns[name] += [None] * len(parsed.rows)
-    table.source_rows += [start + position for position in parsed.positions]
-    table.broken += [files.Broken(f"{path.name} line {line}", why) for line, why in parsed.broken]
-    table.read += len(parsed.rows) + len(parsed.broken)
+    found = wanted.resolve(list(names), path.name) if names or not broken else {}
+    for line, cells, reason in files.json_records(encodings.read_lines(path, codec, "\n")):
+        yield line, {role: cells.get(column) for role, column in found.items()}, reason
 
 
-def _extend(table: Table, found: Mapping[str, str], columns: Mapping[str, list[Any]], count: int) -> None:
-    for name, cells in table.columns.items():
-        cells += [files.as_text(v) for v in columns[found[name]]] if name in found else [None] * count
-    table.source_rows += range(table.read, table.read + count)
-    table.read += count
+def _lines(path: Path, codec: str, wanted: Wanted) -> Iterator[Record]:
+    """A `text` a line, all of the `label` that the file's name says; blank lines are none."""
+    found = wanted.resolve(["text", "label"], path.name)
+    for number, line in enumerate(encodings.read_lines(path, codec, "\n"), start=1):
+        if line.strip():
+            cells = {"text": line.removesuffix("\n"), "label": path.stem}
+            yield number, {role: cells[column] for role, column in found.items()}, ""
 
 
-def _read_folder(folder: Path, data: Data, wanted: Wanted, table: Table, place: str) -> None:
+def _read_parsed(path: Path, kind: str, encoding: str, wanted: Wanted, reading: Reading, place: str) -> Iterator[Cells]:
+    """The rows of a file that is parsed as a whole."""
+    text, used = encodings.decode(encodings.read_bytes(path, place), encoding, path, place)
+    reading.encodings.add(used)
+    try:
+        parsed = PARSERS[kind](text)
+    except ValueError as error:
+        raise UserError(Complaint(place, f"cannot be read as {kind} ({error})", repr(str(path)))) from None
+    found = wanted.resolve(parsed.names, path.name)
+    for line, reason in parsed.broken:
+        reading.leave_out(f"{path.name} line {line}", reason)
+    start = reading.rows
+    reading.rows += len(parsed.rows) + len(parsed.broken)
+    for begin in range(0, len(parsed.rows), BATCH):
+        part = slice(begin, begin + BATCH)
+        places = {name: parsed.names.index(column) for name, column in found.items()}
+        cells = {name: [row[place] for row in parsed.rows[part]] for name, place in places.items()}
+        yield cells, [start + position for position in parsed.positions[part]]
+
+
+def _counted(columns: Mapping[str, Sequence[Any]], reading: Reading) -> Cells:
+    """Columns without broken rows among them, with the positions of their rows."""
+    start = reading.rows
+    reading.rows += len(next(iter(columns.values())))
+    return columns, range(start, reading.rows)
+
+
+def _read_folder(folder: Path, data: Data, wanted: Wanted, reading: Reading, place: str) -> Iterator[Cells]:
     """`<folder>/<label>/*.txt`: columns `text`, `label` and `file` (path below the folder)."""
     texts = sorted(p for p in folder.glob("*/*.txt") if not p.name.startswith(".") and p.is_file())
     if not texts:
@@ -198,19 +309,20 @@ def _read_folder(folder: Path, data: Data, wanted: Wanted, table: Table, place: 
         near = f"{data.source.rstrip('/')}/*{inside[0]}" if inside else None
         raise UserError(Complaint(place, "a folder must hold a sub-folder a class with .txt files", data.source, near))
     found = wanted.resolve(["text", "label", "file"], f"the folder {folder.name}")
-    columns: dict[str, list[Any]] = {"text": [], "label": [], "file": []}
-    for path in texts:
-        name = str(path.relative_to(folder))
-        try:
-            text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
-        except UserError as error:
-            table.broken.append(files.Broken(name, error.complaints[0].rule))
-            continue
-        table.encodings.add(used)
-        for column, cell in zip(columns, (text, path.parent.name, name), strict=True):
-            columns[column].append(cell)
-    _extend(table, found, columns, count=len(columns["text"]))
-    table.read += len(table.broken)
+    for begin in range(0, len(texts), BATCH):
+        columns: dict[str, list[Any]] = {"text": [], "label": [], "file": []}
+        for path in texts[begin : begin + BATCH]:
+            name = str(path.relative_to(folder))
+            try:
+                text, used = encodings.decode(encodings.read_bytes(path, place), data.encoding, path, place)
+            except UserError as error:
+                reading.leave_out(name, error.complaints[0].rule)
+                continue
+            reading.encodings.add(used)
+            for column, cell in zip(columns, (text, path.parent.name, name), strict=True):
+                columns[column].append(cell)
+        yield _counted({name: columns[column] for name, column in found.items()}, reading)
+    reading.rows += reading.broken_rows
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
@@ -221,7 +333,7 @@ def parse_hub(source: str) -> tuple[str, str | None, str | None]:
     return match["name"], match["config"], match["revision"]
 
 
-def _read_hub(data: Data, wanted: Wanted, table: Table, place: str) -> None:
+def _read_hub(data: Data, wanted: Wanted, reading: Reading, place: str) -> Iterator[Cells]:
     try:
         name, config, revision = parse_hub(data.source)
     except ValueError as error:
@@ -245,11 +357,11 @@ def _read_hub(data: Data, wanted: Wanted, table: Table, place: str) -> None:
             if isinstance(feature := _inner(split.features[column]), datasets.ClassLabel)
         }
         narrow = split.select_columns(sorted(set(found.values()))).with_format("arrow")
-        for batch in narrow.iter(batch_size=10_000):
+        for batch in narrow.iter(batch_size=BATCH):
             columns = batch.to_pydict()
             for column, feature in classes.items():
                 columns[column] = [_class_names(cell, feature) for cell in columns[column]]
-            _extend(table, found, columns, count=batch.num_rows)
+            yield _counted({name: columns[column] for name, column in found.items()}, reading)
 
 
 def _inner(feature: Any) -> Any:
@@ -262,10 +374,3 @@ def _class_names(cell: Any, feature: Any) -> Any:
     if isinstance(cell, list):
         return [_class_names(one, feature) for one in cell]
     return None if cell is None or cell < 0 else feature.int2str(cell)
-
-
-def _refuse_broken(table: Table, source: str, place: str) -> None:
-    if len(table.broken) > MAX_BROKEN * table.read:
-        first = "; ".join(f"{b.place} ({b.reason})" for b in table.broken[:5])
-        share = f"{len(table.broken):,} of {table.read:,}"
-        raise UserError(Complaint(place, f"{share} rows cannot be read, at most 1 % may be: {first}", repr(source)))

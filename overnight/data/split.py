@@ -13,28 +13,28 @@ would all go to one side.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from overnight.config import ARROW, Split
+from overnight.data.digests import Groups, packed
 from overnight.data.normalise import canonical_row, digest, uniform
-from overnight.data.store import write_table
+from overnight.data.similar import Protected, Shingles
+from overnight.data.store import TableFile, read_tables
 from overnight.errors import Complaint, DataRefused
 
 SIDES = ("train", "validation", "test")
 """The sides that are used, from the least to the most protected."""
 WITHHELD = "withheld"
+ALL_SIDES = (*SIDES, WITHHELD)
 UNLABELLED = ""
-
-PERMUTATIONS = 160
-MISSED = 2e-5
-"""Largest chance that a pair exactly as similar as asked for is not looked at; for closer pairs it is far smaller."""
-SEED = 17
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Splitted:
     labels: dict[str, dict[str, int]]
     """Side → label → rows."""
     near_duplicates: int
-    """Pairs of near-duplicate texts that would have straddled two sides."""
+    """Pairs of near-duplicate texts that would have straddled two sides; not all, where very many are alike."""
     seconds: float
 
 
@@ -61,13 +61,39 @@ def side_of(text_id: str, split: Split) -> str:
 
 
 def assign_sides(
-    rows: Mapping[str, Sequence[str | None]], split: Split, text_roles: Sequence[str] = ("text",)
-) -> tuple[list[str], int]:
-    """The side of each row (`train`, `validation`, `test`, `withheld`), and the number of straddling pairs of texts."""
-    texts = [canonical_row(cells) for cells in zip(*(rows[role] for role in text_roles), strict=True)]
-    sides = {text: side_of(digest(text), split) for text in dict.fromkeys(texts)}
-    withheld, pairs = _straddling(sides, split.near_duplicate)
-    return [WITHHELD if text in withheld else sides[text] for text in texts], pairs
+    pieces: Iterable[Mapping[str, Sequence[str | None]]],
+    split: Split,
+    text_roles: Sequence[str] = ("text",),
+    folder: Path | None = None,
+) -> tuple[np.ndarray, int]:
+    """The place of each row's side in `ALL_SIDES`, and the number of straddling pairs of texts.
+
+    Args:
+        pieces: role → cells of some rows at a time.
+        folder: for files that are gone at the end; none: where the system has such files.
+    """
+    ids, parts = [packed(())], [np.zeros(0, np.int8)]
+    trained, guarded = Shingles(folder), Shingles(folder)
+    for rows in pieces:
+        texts = [canonical_row(cells) for cells in zip(*(rows[role] for role in text_roles), strict=True)]
+        found = [digest(text) for text in texts]
+        own = [SIDES.index(side_of(one, split)) for one in found]
+        trained.add([text for text, side in zip(texts, own, strict=True) if not side])
+        guarded.add([text for text, side in zip(texts, own, strict=True) if side])
+        ids.append(packed(found))
+        parts.append(np.array(own, np.int8))
+    sides = np.concatenate(parts)
+    groups = Groups.of(np.concatenate(ids))
+    first, above = groups.first(), sides > 0
+    near = np.zeros(len(sides), bool)
+    pairs = 0
+    protected = Protected(guarded, first[above], sides[above], split.near_duplicate)
+    for shingles, these in ((trained, ~above), (guarded, above)):
+        looked_at = first[these] & (sides[these] < len(SIDES) - 1)
+        near[these], more = protected.near(shingles, looked_at, sides[these])
+        pairs += more
+    sides[groups.spread(near[groups.order[groups.starts]])] = len(SIDES)
+    return sides, pairs
 
 
 def split_rows(
@@ -89,23 +115,38 @@ def split_rows(
         NightFailed: when the folder cannot be written.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
     started = time.perf_counter()
-    table = parquet.read_table(path)
-    rows = {name: table.column(name).to_pylist() for name in (*text_roles, *([target] if target else ()))}
-    sides, pairs = assign_sides(rows, split, text_roles)
-    labels: dict[str, Counter[str]] = {side: Counter() for side in (*SIDES, WITHHELD)}
-    for side, label in zip(sides, rows[target] if target else [UNLABELLED] * len(sides), strict=True):
-        labels[side][label] += 1
+    names: dict[str, int] = {}
+    numbers = [np.zeros(0, np.int32)]
+
+    def pieces() -> Iterator[dict[str, list[Any]]]:
+        for table in read_tables(path, list(dict.fromkeys((*text_roles, *([target] if target else ()))))):
+            rows = table.to_pydict()
+            found = rows[target] if target else [UNLABELLED] * len(table)
+            numbers.append(np.array([names.setdefault(label, len(names)) for label in found], np.int32))
+            yield rows
+
+    sides, pairs = assign_sides(pieces(), split, text_roles, Path(path).parent)
+    label_of = np.concatenate(numbers)
+    labels: dict[str, Counter[str]] = {}
+    for number, side in enumerate(ALL_SIDES):
+        counts = np.bincount(label_of[sides == number], minlength=len(names)).tolist()
+        labels[side] = Counter({name: count for name, count in zip(names, counts, strict=True) if count})
     _refuse(labels, where)
-    paths = {side: folder / f"{side}.parquet" for side in labels}
-    for side, target_path in paths.items():
-        write_table(table.filter(pa.array([at == side for at in sides])), target_path)
+    paths = {side: folder / f"{side}.parquet" for side in ALL_SIDES}
+    with ExitStack() as stack:
+        files = [stack.enter_context(TableFile(to)) for to in paths.values()]
+        start = 0
+        for table in read_tables(path):
+            own = sides[start : start + len(table)]
+            start += len(table)
+            for number, file in enumerate(files):
+                file.add(table.filter(pa.array(own == number)))
     return Splitted(
         paths={side: str(p) for side, p in paths.items()},
-        rows={side: counts.total() for side, counts in labels.items()},
-        labels={side: dict(sorted(counts.items())) if target else {} for side, counts in labels.items()},
+        rows={side: found.total() for side, found in labels.items()},
+        labels={side: dict(sorted(found.items())) if target else {} for side, found in labels.items()},
         near_duplicates=pairs,
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -125,69 +166,3 @@ def _refuse(labels: dict[str, Counter[str]], where: str) -> None:
     ]
     if complaints:
         raise DataRefused(*complaints)
-
-
-# -- near-duplicates -------------------------------------------------------------------------------------------------
-
-
-def shingles(text: str) -> set[str]:
-    """Words and pairs of neighbouring words of a canonical text.
-
-    Pairs make the order count; the single words keep short texts comparable. In a text of 20 words, one changed word
-    leaves a similarity of 0.86, in one of 10 words 0.73, in one of 5 words 0.5: short texts must be nearly equal.
-    """
-    words = text.split()
-    return {*words, *map(" ".join, zip(words, words[1:], strict=False))}
-
-
-def similarity(one: set[str], other: set[str]) -> float:
-    """Jaccard similarity: shared shingles over all shingles."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
-
-
-def bands(threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """Number and length of MinHash bands: the longest that miss a pair of the threshold's similarity rarely enough.
-
-    A pair of similarity s agrees in none of b bands of r hashes with probability (1 - s^r)^b (Leskovec, Rajaraman and
-    Ullman, Mining of Massive Datasets, 3.4). Longer bands mean fewer pairs to look at.
-    """
-    fits = [r for r in range(1, permutations // 2 + 1) if (1 - threshold**r) ** (permutations // r) <= MISSED]
-    rows = max(fits, default=1)
-    return permutations // rows, rows
-
-
-@lru_cache(500_000)
-def _hash(shingle: str) -> int:
-    return int.from_bytes(hashlib.blake2b(shingle.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
-
-
-def _straddling(sides: dict[str, str], threshold: float) -> tuple[set[str], int]:
-    """The texts that have a near-duplicate on a more protected side, and the number of such pairs.
-
-    MinHash finds the candidates, the exact similarity decides. Side after side, the most protected first, the texts are
-    looked up among those before them and then added, so pairs within a side are never compared.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    lsh = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
-    protected: dict[str, set[str]] = {}
-    withheld: set[str] = set()
-    pairs = 0
-    for side in reversed(SIDES):
-        # sorted, so that neither the order of the rows nor the process decides anything
-        own = {text: shingles(text) for text in sorted(sides) if sides[text] == side}
-        sketches = MinHash.generator(own.values(), num_perm=PERMUTATIONS, seed=SEED, hashfunc=_hash)
-        known: list[tuple[str, MinHash]] = []
-        for text, sketch in zip(own, sketches, strict=True):
-            if protected:
-                near = [other for other in lsh.query(sketch) if similarity(own[text], protected[other]) >= threshold]
-                pairs += len(near)
-                if near:
-                    withheld.add(text)
-            if side != SIDES[0]:
-                known.append((text, sketch))
-        for text, sketch in known:
-            lsh.insert(text, sketch, check_duplication=False)
-        protected |= own
-    return withheld, pairs

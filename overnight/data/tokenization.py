@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from overnight.data.store import BATCH
+from overnight.data.store import BATCH, read_tables
 from overnight.errors import Complaint, NightFailed
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def cache_key(
         "tokenizer": tokenizer_digest(tokenizer),
     }
     hashed = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for batch in _batches(parquet, ["row_id"]):
-        hashed.update("\n".join([*batch["row_id"], ""]).encode())
+    for table in read_tables(parquet, ["row_id"]):
+        hashed.update("\n".join([*table["row_id"].to_pylist(), ""]).encode())
     return hashed.hexdigest()
 
 
@@ -139,15 +139,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([content, about], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _batches(parquet: str | Path, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(parquet) as file:
-        for group in range(file.num_row_groups):  # one at a time: of several, Arrow reads ahead without a bound
-            for batch in file.iter_batches(batch_size=BATCH, row_groups=[group], columns=columns):
-                yield batch.to_pydict()
-
-
 def _write(
     folder: Path,
     parquet: str | Path,
@@ -164,7 +155,8 @@ def _write(
     shutil.rmtree(folder, ignore_errors=True)
     known = read_schema(parquet).names
     roles = [role for role in (*problem.required_roles, *problem.optional_roles) if role in known]
-    encoded = _numbered(problem.encode(tokenizer, batch, facts, max_length) for batch in _batches(parquet, roles))
+    batches = (table.to_pydict() for table in read_tables(parquet, roles))
+    encoded = _numbered(problem.encode(tokenizer, batch, facts, max_length) for batch in batches)
     return data.write(folder, encoded, {"key": key, "problem": problem.name, "max_length": max_length})
 
 

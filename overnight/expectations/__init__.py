@@ -85,24 +85,25 @@ def validate_rows(
     """
     from overnight.expectations import rows, suite
 
-    table = rows.read(Path(path), columns, text_roles, target)
     label = target if labelled else None
-    refused = rows.refusals(table, validation.expect, text_roles, target, label, previous)
-    measured = rows.measure(table, ~refused.any(axis=1), validation.expect, text_roles, label, max_length, tokenizer)
+    table = rows.read(Path(path), columns, text_roles, target, label)
+    refused = rows.refusals(table, validation.expect, label, previous)
+    bad = refused.any(axis=1).to_numpy()
+    measured = rows.measure(table, ~bad, validation.expect, text_roles, label, max_length, tokenizer)
     checks = suite.checks(
         validation, table, refused, measured, [*columns, *slices], text_roles, target, label, max_length, previous
     )
     folder.mkdir(parents=True, exist_ok=True)
-    clean, quarantine = rows.write(table, refused, folder)
-    results = suite.judge(checks, docs_folder, rows=table, show=validation.show_examples, text_roles=text_roles)
+    clean, quarantine = rows.write(table, refused, [*text_roles, *([target] if target else [])], folder)
+    results = suite.judge(checks, docs_folder, rows=table, validation=validation, text_roles=text_roles, target=target)
     failed = [r for r in results if not r["passed"] and r["severity"] == "block"]
-    bad = int(refused.any(axis=1).sum())
+    count = int(bad.sum())
     return Validated(
         path=str(clean),
         quarantine=str(quarantine),
         rows_in=len(table),
-        rows_clean=len(table) - bad,
-        rows_refused=bad,
+        rows_clean=len(table) - count,
+        rows_refused=count,
         reasons={str(reason): int(count) for reason, count in refused.sum().items() if count},
         results=results,
         accepted=not failed,

@@ -2,6 +2,8 @@
 
 Where a built-in expectation fits a column as it is, it is used; what needs a look at other rows (duplicates,
 contradictions) or at a library (damage, tokens, language) is a helper column of zeros and ones whose mean is judged.
+What it is shown of a text is its length, so that it needs no text in memory; an entry of `validation.also` brings the
+columns that it names.
 Great Expectations is asked for counts only, never for values, so that no text can reach its results or pages.
 """
 
@@ -17,7 +19,9 @@ from typing import Any
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 from great_expectations.data_context.data_context.context_factory import project_manager
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.exceptions import DataContextRequiredError
@@ -26,8 +30,9 @@ from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 
 from overnight.config import FurtherExpectation, Validation
+from overnight.data.store import read_rows
 from overnight.errors import Complaint, NightFailed, UserError, nearest
-from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured, known_labels
+from overnight.expectations.rows import LANGUAGE_SAMPLE, TOKEN_SAMPLE, Measured, Table, known_labels, pieces
 from overnight.home import write_text
 
 SHOWN = 5
@@ -47,17 +52,17 @@ class Check:
     """Observed value → sentence."""
     expectations: list[gxe.Expectation]
     """Empty: there was nothing to look at; passes."""
-    mask: pd.Series | None = None
+    mask: np.ndarray | None = None
     """The rows that fail."""
-    helper: pd.Series | float | None = None
-    """The helper column `measured: <name>`, where one is judged."""
+    helpers: dict[str, Any] = field(default_factory=dict)
+    """What is judged in helper columns: the name behind `measured: ` → values of all rows, or the one of all."""
     observed: Any = field(default=None, init=False)
     passed: bool = field(default=True, init=False)
 
 
 def checks(
     validation: Validation,
-    table: pd.DataFrame,
+    table: Table,
     refused: pd.DataFrame,
     measured: Measured,
     columns: Sequence[str],
@@ -72,20 +77,20 @@ def checks(
     Raises:
         UserError: when an entry of `validation.also` names no expectation or column, or has wrong arguments.
     """
-    expect, none = validation.expect, pd.Series(False, index=table.index)
-    bad = refused.any(axis=1)
+    expect = validation.expect
+    bad = refused.any(axis=1).to_numpy()
 
-    def failing(*reasons: str) -> pd.Series:
-        return refused[[r for r in reasons if r in refused]].any(axis=1) if len(refused.columns) else none
+    def failing(*reasons: str) -> np.ndarray:
+        return refused[[r for r in reasons if r in refused]].any(axis=1).to_numpy()
 
-    def at_most(name: str, column: pd.Series, limit: float, what: str, severity: str) -> Check:
+    def at_most(name: str, column: np.ndarray, limit: float, what: str, severity: str) -> Check:
         judged = gxe.ExpectColumnMeanToBeBetween(column=HELPER + name, max_value=limit)
         say = lambda observed: f"{percent(observed)} of rows {what}, limit {percent(limit)}"  # noqa: E731
-        return Check(name, severity, limit, say, [judged], column == 1, column.astype(float))
+        return Check(name, severity, limit, say, [judged], column == 1, {name: column})
 
     few, many = expect.row_count.min, expect.row_count.max
     size = f"at least {few:,}" + (f" and at most {many:,}" if many else "")
-    lost = [c for c in columns if c not in table]
+    lost = [c for c in columns if c not in table.columns]
     found = [
         Check(
             "row_count",
@@ -102,7 +107,7 @@ def checks(
             [gxe.ExpectTableColumnsToMatchSet(column_set=list(columns), exact_match=False)],
         ),
     ]
-    if table.empty:
+    if not len(table):
         return [c for c in found if c.severity != "off"]
 
     limit = expect.not_null.max_share
@@ -120,8 +125,9 @@ def checks(
         )
     )
     if label:
-        known = known_labels(table, expect, label, previous)
-        found += _labels(validation, known, label, failing("unknown_label"), table[label].mask(bad))
+        known = known_labels(expect, previous)
+        kept = np.where(bad | (table.labels < 0), np.nan, table.labels)
+        found += _labels(validation, known, label, failing("unknown_label"), kept)
         found.append(_label_share(validation, measured, previous))
     bounds = expect.characters
     found += [
@@ -134,12 +140,16 @@ def checks(
                 f"limit {percent(bounds.max_share)}"
             ),
             [
-                gxe.ExpectColumnValueLengthsToBeBetween(
-                    column=role, min_value=bounds.min, max_value=bounds.max, mostly=mostly(bounds.max_share)
+                gxe.ExpectColumnValuesToBeBetween(
+                    column=f"{HELPER}characters of {role}",
+                    min_value=bounds.min,
+                    max_value=bounds.max,
+                    mostly=mostly(bounds.max_share),
                 )
                 for role in text_roles
             ],
             failing("too_short", "too_long"),
+            {f"characters of {role}": count for role, count in table.characters.items()},
         ),
         at_most(
             "duplicates",
@@ -166,30 +176,35 @@ def checks(
                 expect.contradictions.severity,
             )
         )
-    if measured.cut.notna().any():
+    if not np.isnan(measured.cut).all():
         what = f"have more than {max_length} tokens and are cut{_sampled(measured.cut, TOKEN_SAMPLE)}"
         found.append(at_most("tokens", measured.cut, expect.tokens.max_share_cut, what, expect.tokens.severity))
-    if measured.foreign.notna().any():
+    if not np.isnan(measured.foreign).all():
         codes = ", ".join(expect.language.expected or ())
         what = f"are not in {codes}{_sampled(measured.foreign, LANGUAGE_SAMPLE)}"
         share = round(1 - expect.language.min_share, 9)
         found.append(at_most("language", measured.foreign, share, what, expect.language.severity))
     found.append(at_most("refused", bad, validation.max_refused, "were refused", "block"))
-    seen = [str(c) for c in table if c not in UNSEEN]
+    seen = [c for c in table.columns if c not in UNSEEN]
     found += [_further(entry, i, seen) for i, entry in enumerate(validation.also) if entry.severity != "off"]
     return [c for c in found if c.severity != "off"]
 
 
 def judge(
-    found: list[Check], docs_folder: Path, *, rows: pd.DataFrame, show: bool, text_roles: Sequence[str]
+    found: list[Check],
+    docs_folder: Path,
+    *,
+    rows: Table,
+    validation: Validation,
+    text_roles: Sequence[str],
+    target: str | None,
 ) -> list[dict[str, Any]]:
     """Runs the suite on the table with its helper columns and writes the Data Docs page; see `Validated.results`.
 
     Raises:
         NightFailed: when an expectation could not be evaluated.
     """
-    helpers = {HELPER + check.name: check.helper for check in found if check.helper is not None}
-    frame = rows.drop(columns=UNSEEN, errors="ignore").assign(**helpers)
+    frame = _frame(found, rows, validation, text_roles, target)
     for number, check in enumerate(found):
         for expectation in check.expectations:
             expectation.meta = {"check": number}
@@ -212,7 +227,7 @@ def judge(
             check.observed = max(
                 filter(lambda v: v is not None, (check.observed, _observed(result.result))), default=None
             )
-        records = [_record(check, rows, show, text_roles) for check in found]
+        records = [_record(check, rows, validation.show_examples, text_roles) for check in found]
         for result in outcome.results:
             record = records[result.expectation_config.meta["check"]]
             result.expectation_config.description = escape(_describe(record), quote=False)
@@ -224,6 +239,29 @@ def judge(
     html = view.render(page, template="data_docs.j2", refused=refused, checks=records, gx_version=gx.__version__)
     write_text(docs_folder / "index.html", html)
     return records
+
+
+def _frame(
+    found: list[Check], rows: Table, validation: Validation, text_roles: Sequence[str], target: str | None
+) -> pd.DataFrame:
+    """What Great Expectations sees: the helper columns, labels as categories, and the columns that `validation.also`
+    speaks of; of the others, of all texts that is, no more than where they have no cell."""
+    asked = str([entry.arguments for entry in validation.also if entry.severity != "off"])
+    told = dict.fromkeys((*text_roles, *([target] if target else [])))
+    whole = [name for name in rows.columns if name in asked and name not in UNSEEN]
+    columns: dict[str, Any] = {name: np.zeros(len(rows), np.int8) for name in rows.columns if name not in UNSEEN}
+    for name in set(told) & columns.keys():
+        there = ~np.isnan(rows.characters[name]) if name in rows.characters else rows.targeted
+        columns[name] = np.where(there, 1, np.nan).astype(np.float32)
+    if rows.label_names and target:
+        columns[target] = pd.Categorical.from_codes(
+            rows.labels.astype(np.int32, copy=False), pd.Index(rows.label_names)
+        )
+    if whole:
+        texts = [name for name in told if name in whole]
+        columns |= pa.concat_tables(pieces(rows.path, texts, whole)).to_pandas()
+    helpers = {HELPER + name: values for check in found for name, values in check.helpers.items()}
+    return pd.DataFrame(columns | helpers, index=range(len(rows)))
 
 
 def percent(share: float | None) -> str:
@@ -243,7 +281,7 @@ def mostly(share: float) -> float:
 
 
 def _labels(
-    validation: Validation, known: list[str] | None, target: str, mask: pd.Series, kept: pd.Series
+    validation: Validation, known: list[str] | None, target: str, mask: np.ndarray, kept: np.ndarray
 ) -> list[Check]:
     rule = validation.expect.labels
     result = [
@@ -253,7 +291,7 @@ def _labels(
             rule.min,
             lambda observed: f"{observed or 0} different labels among the accepted rows, expected at least {rule.min}",
             [gxe.ExpectColumnUniqueValueCountToBeBetween(column=HELPER + "label_count", min_value=rule.min)],
-            helper=kept,
+            helpers={"label_count": kept},
         )
     ]
     if known is None:
@@ -291,7 +329,7 @@ def _label_share(validation: Validation, measured: Measured, previous: Mapping[s
             f"limit {100 * rule.max_change:g} points either way"
         ),
         [gxe.ExpectColumnMaxToBeBetween(column=HELPER + "label_share", max_value=rule.max_change)],
-        helper=round(abs(changes[label]), 9),
+        helpers={"label_share": round(abs(changes[label]), 9)},
     )
 
 
@@ -323,8 +361,8 @@ def _further(entry: FurtherExpectation, number: int, columns: Sequence[str]) -> 
     return Check(name, entry.severity, None, say, [expectation])
 
 
-def _sampled(column: pd.Series, size: int) -> str:
-    return f" (of {size:,} sampled rows)" if column.notna().sum() == size else ""
+def _sampled(column: np.ndarray, size: int) -> str:
+    return f" (of {size:,} sampled rows)" if np.count_nonzero(~np.isnan(column)) == size else ""
 
 
 def _observed(result: dict[str, Any]) -> Any:
@@ -344,19 +382,21 @@ def _refuse_exceptions(check: Check, info: Mapping[str, Any]) -> None:
         raise NightFailed(Complaint(f"validation → {check.name}", "Great Expectations could not evaluate it", kind))
 
 
-def _record(check: Check, rows: pd.DataFrame, show: bool, text_roles: Sequence[str]) -> dict[str, Any]:
-    first = rows.head(0) if check.mask is None else rows[check.mask].nsmallest(SHOWN, "source_row")
+def _record(check: Check, rows: Table, show: bool, text_roles: Sequence[str]) -> dict[str, Any]:
+    failed = np.flatnonzero(check.mask) if check.mask is not None else np.zeros(0, int)
+    first = failed[np.argsort(rows.source_rows[failed], kind="stable")[:SHOWN]].tolist()
     record = {
         "expectation": check.name,
         "severity": check.severity,
         "passed": check.passed,
         "observed": check.observed,
         "limit": check.limit,
-        "rows": [int(n) for n in first.source_row],
+        "rows": rows.source_rows[first].tolist(),
         "text": check.say(check.observed),
     }
     if show:
-        record["examples"] = [" | ".join(map(str, row)) for row in first[list(text_roles)].itertuples(index=False)]
+        texts = read_rows(rows.path, first, text_roles)
+        record["examples"] = [" | ".join(map(str, texts[place])) for place in first]
     return record
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.errors import Complaint, UserError, nearest
@@ -71,6 +71,8 @@ class Problem(ABC):
     def prepare(self, columns: dict[str, list[Cell]], clean: Callable[[str], Cell]) -> list[str | None]:
         """Turns a source's cells (role → cells) into the problem's own form, in place, before anything else is done.
 
+        It is called for some rows at a time, so nothing of a row may depend on the others.
+
         Args:
             clean: what a text becomes, so that places in it can be moved along.
 
@@ -80,8 +82,11 @@ class Problem(ABC):
         return []
 
     @abstractmethod
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
-        """What has to be known of the training rows (role → cells) before a model can be built; JSON-able."""
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
+        """What has to be known of the training rows (role → cells) before a model can be built; JSON-able.
+
+        Cells can be gone through once.
+        """
 
     def truth(self, cell: str) -> Any:
         """A target's cell as `metrics` and `tally` compare it."""

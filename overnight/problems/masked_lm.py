@@ -39,7 +39,7 @@ class MaskedLM(Problem):
     default_metric: ClassVar[str] = "masked_accuracy"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"perplexity"})
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {}
 
     def truth(self, cell: str) -> None:

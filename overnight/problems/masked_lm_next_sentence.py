@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, UserError
@@ -38,7 +38,7 @@ class MaskedLMNextSentence(MaskedLM):
         """Refuses rows with other labels than `next` and `other`."""
         return [None if cell is None or cell.strip() in LABELS else "unknown_label" for cell in columns["label"]]
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {"labels": list(LABELS)}
 
     def truth(self, cell: str) -> Any:

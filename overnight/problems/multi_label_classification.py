@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, DataRefused, nearest
@@ -49,7 +49,7 @@ class MultiLabelClassification(Problem):
             columns["labels"][place] = None if found is None else json.dumps(found, ensure_ascii=False)
         return reasons
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         """The labels, and the probability from which each is said."""
         labels = sorted({label for cell in rows["labels"] for label in self.truth(cell)})
         if not labels:

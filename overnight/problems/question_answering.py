@@ -6,7 +6,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from unicodedata import category
 
@@ -66,7 +66,7 @@ class QuestionAnswering(Problem):
             reasons.append(reason)
         return reasons
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         """Whether some questions have no answer, and by how much no answer must win to be given (SQuAD 2.0)."""
         return {"no_answer": any(not self.truth(cell) for cell in rows["answers"]), "threshold": 0.0}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.problems.base import Cell, Facts, Prediction, Problem
@@ -40,7 +40,7 @@ class Regression(Problem):
             columns["value"][place] = None if number is None else repr(number)
         return reasons
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         from statistics import fmean, pstdev
 
         values = [float(cell) for cell in rows["value"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overnight.errors import Complaint, DataRefused, nearest
@@ -27,7 +27,7 @@ class SequenceClassification(Problem):
     name: ClassVar[str] = "sequence-classification"
     default_metric: ClassVar[str] = "macro_f1"
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {"labels": sorted(set(rows["label"]))}
 
     def encode(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
@@ -36,7 +36,7 @@ class SequenceToSequence(Problem):
     generates: ClassVar[Literal["", "answering", "always"]] = "always"
     takes_labels: ClassVar[bool] = True
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {}
 
     def encode(

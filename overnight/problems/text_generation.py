@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
@@ -36,7 +36,7 @@ class TextGeneration(Problem):
     default_metric: ClassVar[str] = "bits_per_byte"
     lower_is_better: ClassVar[frozenset[str]] = frozenset(METRICS)
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {}
 
     def truth(self, cell: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from unicodedata import category
 
@@ -77,7 +77,7 @@ class TokenClassification(Problem):
         del columns["tokens"], columns["tags"]
         return reasons
 
-    def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
+    def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         types = sorted({kind for cell in rows["entities"] for _, _, kind in self.truth(cell)})
         if not types:
             raise DataRefused(Complaint("entities", "no row to train on has any"))
