@@ -31,6 +31,7 @@ WORD = re.compile(r"\w+")
 
 def main(folder: Path) -> None:
     record = json.loads((folder / "night.json").read_text())
+    record["model"] = json.loads((folder / "config.json").read_text())["model"]
     rows = {side: pd.read_parquet(folder / "rows" / f"{side}.parquet") for side in ("train", "validation", "test")}
     seen, test = pd.concat([rows["train"], rows["validation"]], ignore_index=True), rows["test"]
     problem, facts, metric = problems.get(record["config"]["problem"]), record["facts"], record["metric"]
@@ -212,7 +213,7 @@ def commonest(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) ->
     from overnight.training.models import load_tokenizer
 
     problem = problems.get("masked-lm")
-    model = record["config"]["model"]
+    model = record["model"]
     tokenizer = load_tokenizer(model["base"], model.get("revision"))
     counts = np.ones(len(tokenizer))
     for ids in problem.encode(tokenizer, {"text": list(seen.text)}, {}, model["max_length"])["input_ids"]:
