@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -23,7 +24,8 @@ from overnight import problems
 from overnight.config import Model
 from overnight.config.sections import Generation
 from overnight.data.store import write_table
-from overnight.errors import UserError
+from overnight.errors import NightFailed, UserError
+from overnight.evaluation import evaluate
 from overnight.newbase import make, settings_of, with_base
 from overnight.settings import Training
 from overnight.training import data
@@ -152,6 +154,15 @@ class TestMaskedLM:
         assert first == {"loss": 0.0, "hidden": 0, "found": 0} and second["hidden"] > 0
         assert float(MASKED.loss(model(**batch), batch, PLAIN, None).detach()) == 0
 
+    def test_nothing_measured_is_not_the_best(self, tiny_model, tmp_path):
+        """Where nothing was hidden there is no perplexity, least of all the best one: who asks for it is told."""
+        nothing = [{"loss": 0.0, "hidden": 0, "found": 0}]
+        assert MASKED.metrics([None], nothing, {}) == {"masked_accuracy": 0.0}
+        train, none = (written(MASKED, tiny_model, texts, {}, 16, tmp_path / str(len(texts))) for texts in (LINES, ["", ""]))
+        how = {"folder": tmp_path / "run", "metric": "perplexity"}
+        with pytest.raises(NightFailed, match="is undefined on the validation rows, got perplexity"):
+            fit(MASKED, ModelReference(str(tiny_model)), {}, train, none, PLAIN, **how)
+
     def test_tokenizers_without_a_mask_are_refused(self):
         inner = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
         inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -260,6 +271,16 @@ class TestTextGeneration:
         found = CAUSAL.metrics([None] * 2, CAUSAL.decode(coarse, FACTS, features), FACTS)
         assert found == {"bits_per_byte": pytest.approx(8), "perplexity": pytest.approx(256**2)}
         assert CAUSAL.better("bits_per_byte", 1.0, than=2.0) and not CAUSAL.better("perplexity", 3.0, than=2.0)
+
+    def test_undefined_and_beyond_all_numbers(self):
+        """A text of nothing has no metric; a perplexity that no number holds is none, in no record."""
+        row = {"output": "", "loss": 0.0, "tokens": 0, "bytes": 0}
+        assert CAUSAL.metrics([None], [row], FACTS) == {}
+        hopeless = [row | {"loss": 2e3, "tokens": 3, "bytes": 9}] * 2
+        assert [*CAUSAL.metrics([None] * 2, hopeless, FACTS)] == ["bits_per_byte"]
+        found = evaluate(CAUSAL, FACTS, [None] * 2, hopeless, metric="perplexity", resamples=10)
+        assert found["metrics"]["perplexity"]["value"] is None and found["metrics"]["bits_per_byte"]["value"] > 8
+        json.dumps(found, allow_nan=False)
 
     def test_learns_and_serves(self, learnt):
         """A few lines are learnt by heart: they cost hardly a bit, the finished folder measures them alike, and goes

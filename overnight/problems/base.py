@@ -169,13 +169,20 @@ class Problem(ABC):
         """The sums over rows that the metrics are made of, but for those `without_interval`; NaN where undefined."""
 
     def metrics(self, targets: Sequence[Any], predictions: Sequence[Prediction], facts: Facts) -> dict[str, float]:
-        """All metrics of the problem, 0 where undefined; greater is better except for those in `lower_is_better`."""
+        """All metrics of the problem; greater is better except for those in `lower_is_better`.
+
+        One that is undefined is 0, or left out where less is better: 0 would be the best that there is.
+        """
         values = self.tally(targets, predictions, facts).values()
-        return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+        return {
+            name: value if math.isfinite(value) else 0.0
+            for name, value in values.items()
+            if math.isfinite(value) or name not in self.lower_is_better
+        }
 
     @abstractmethod
     def metric_names(self, facts: Facts) -> list[str]:
-        """Names of what `metrics` returns for these facts."""
+        """Names of what `metrics` returns for these facts, where all are defined."""
 
     def classes(self, targets: Sequence[Any], facts: Facts) -> dict[str, int]:
         """What has an F1 of its own (`f1/<class>`) → how often the targets have it, also what the facts do not know."""

@@ -208,5 +208,5 @@ def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     import numpy as np
 
     loss, hidden, found = sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {"masked_accuracy": found / hidden, "perplexity": np.exp(loss / hidden)}

@@ -197,5 +197,5 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     import numpy as np
 
     loss, tokens, size = sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {"bits_per_byte": loss / math.log(2) / size, "perplexity": np.exp(loss / tokens)}

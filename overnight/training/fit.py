@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
-from overnight.errors import Complaint, OvernightError
+from overnight.errors import Complaint, NightFailed, OvernightError
 from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
 from overnight.training.device import (
@@ -92,6 +92,7 @@ def fit(
     Raises:
         UserError: unknown model or metric, more layers frozen than there are.
         TrainingDiverged: the loss became infinite or not a number.
+        NightFailed: the metric cannot be told of the validation rows.
         OutOfMemory: not even one row fits into memory.
     """
     problem.check_metric(metric, facts)
@@ -350,6 +351,8 @@ class Run:
             self.raise_diverged(max(1, state["step"]))
         predictions = problem.decode(outputs, self.facts, self.validation, self.tokenizer)
         metrics = problem.metrics(self.targets, predictions, self.facts)
+        if self.metric not in metrics:
+            raise NightFailed(Complaint("evaluation → metric", "is undefined on the validation rows", self.metric))
         value = metrics[self.metric]
         record = self.progress() | {
             "evaluation": state["evaluations"],
