@@ -158,7 +158,9 @@ class TestMaskedLM:
         """Where nothing was hidden there is no perplexity, least of all the best one: who asks for it is told."""
         nothing = [{"loss": 0.0, "hidden": 0, "found": 0}]
         assert MASKED.metrics([None], nothing, {}) == {"masked_accuracy": 0.0}
-        train, none = (written(MASKED, tiny_model, texts, {}, 16, tmp_path / str(len(texts))) for texts in (LINES, ["", ""]))
+        train, none = (
+            written(MASKED, tiny_model, texts, {}, 16, tmp_path / str(len(texts))) for texts in (LINES, ["", ""])
+        )
         how = {"folder": tmp_path / "run", "metric": "perplexity"}
         with pytest.raises(NightFailed, match="is undefined on the validation rows, got perplexity"):
             fit(MASKED, ModelReference(str(tiny_model)), {}, train, none, PLAIN, **how)

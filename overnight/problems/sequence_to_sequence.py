@@ -106,8 +106,7 @@ class SequenceToSequence(Problem):
         """One dict a row: `output`; None where nothing sound was written."""
         texts = tokenizer.batch_decode([one.tolist() for one in outputs], skip_special_tokens=True)
         return [
-            {"output": " ".join(text.split()) if len(ids) else None}
-            for ids, text in zip(outputs, texts, strict=True)
+            {"output": " ".join(text.split()) if len(ids) else None} for ids, text in zip(outputs, texts, strict=True)
         ]
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[str]:

@@ -136,7 +136,7 @@ class Packed:
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
 
-        if not self._layers:
+        if not self._layers or self.model.config.is_encoder_decoder:
             return
         AttentionInterface.register(ATTENTION, packed_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls that bring a mask
