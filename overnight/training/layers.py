@@ -43,7 +43,7 @@ def depths(model: PreTrainedModel) -> dict[str, int]:
     names = {module: name for name, module in model.named_modules()}
     place: dict[str, int] = {}
     stack = layer_stack(model)
-    encoder = model.get_encoder() if model.config.is_encoder_decoder else None
+    encoder: nn.Module | None = model.get_encoder() if model.config.is_encoder_decoder else None
     for depth, layer in enumerate(stack, start=1):
         place |= {f"{names[layer]}.{name}": depth for name, _ in layer.named_parameters()}
     embeddings = embeddings_of(model)
@@ -52,8 +52,10 @@ def depths(model: PreTrainedModel) -> dict[str, int]:
     for name, _ in model.named_parameters():
         if name not in place:
             lowest = name in tables or (holder and name.startswith(f"{holder}.")) or "embedding" in name
-            below = encoder is not None and name.startswith(f"{names[encoder]}.")
-            place[name] = 0 if lowest else len(_layers(encoder)) if below else len(stack) + 1
+            above = len(stack) + 1
+            if encoder is not None and name.startswith(f"{names[encoder]}."):
+                above = len(_layers(encoder))
+            place[name] = 0 if lowest else above
     return place
 
 
