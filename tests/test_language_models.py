@@ -33,7 +33,7 @@ from overnight.training.card import Card, finish_model_folder
 from overnight.training.fit import fit
 from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed
-from overnight.training.predict import Scorer, forward
+from overnight.training.predict import Scorer, forward, inputs
 from overnight.training.scratch import make_base
 
 MASKED = problems.get("masked-lm")
@@ -236,6 +236,7 @@ class TestTextGeneration:
                 ids = [id for one in own for id in one["input_ids"][1:]]
                 assert ids == [*tokenizer(text)["input_ids"], mark]
                 assert sum(one["bytes"] for one in own) == len(text.encode())
+                assert [one["last"] for one in own] == [0] * (len(own) - 1) + [1]
                 assert len(own) == math.ceil(len(ids) / 19) and len(own[-1]["input_ids"]) > min(9, len(ids))
 
     def test_loss_is_transformers(self, small):
@@ -244,7 +245,7 @@ class TestTextGeneration:
         features = features_of(CAUSAL, small, [LINES[0], "a", " ".join(LINES)], FACTS, 48)
         batch = CAUSAL.collate(features, 0)
         with torch.no_grad():
-            outputs = model(**batch)
+            outputs = model(**inputs(CAUSAL, batch), labels=batch["labels"])
         count = CAUSAL.counted(batch)
         assert count == sum(len(one["input_ids"]) - 1 for one in features)
         assert float(CAUSAL.loss(outputs, batch, PLAIN, None)) == pytest.approx(float(outputs.loss) * count, rel=1e-5)
@@ -252,7 +253,9 @@ class TestTextGeneration:
         for one in features:
             single = CAUSAL.collate([one], 0)
             with torch.no_grad():
-                alone.append(float(model(**single).loss) * CAUSAL.counted(single))
+                alone.append(
+                    float(model(**inputs(CAUSAL, single), labels=single["labels"]).loss) * CAUSAL.counted(single)
+                )
         measured = forward(CAUSAL, Packed(model), features, each=lambda outputs, batch: None)
         assert [one[0] for one in measured] == pytest.approx(alone, rel=1e-4)
 
@@ -315,6 +318,10 @@ class TestTextGeneration:
             assert answer["output"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
         assert len(answers) == len(texts) and answers[-1]["tokens"] > 100
         assert len({answer["output"] for answer in answers}) > 3
+        windows = features_of(CAUSAL, best, texts, FACTS, 48)
+        found = forward(CAUSAL, Packed(model), windows, facts=FACTS)
+        assert len(windows) > len(texts) + 2
+        assert [len(one) > 2 for one in found] == [bool(one["last"]) for one in windows], "no other is gone on with"
 
     def test_settings_reach_the_model(self, learnt):
         """The longest answer, beams and repetitions are what the config says; an answer never has more than half of

@@ -205,7 +205,7 @@ class TestContract:
             total, counted = 0.0, 0
             for group in groups:
                 batch = problem.collate([rows[i] for i in group], 0)
-                outputs = model(**inputs(batch, problem.takes_labels))
+                outputs = model(**inputs(problem, batch))
                 total += float(problem.loss(outputs, batch, Training(), None).detach())
                 counted += problem.counted(batch)
             found.append((total, counted))
@@ -224,7 +224,7 @@ class TestContract:
         losses = [
             float(
                 problem.loss(
-                    model(**inputs(batch, problem.takes_labels)), batch, Training(label_smoothing=smoothing), given
+                    model(**inputs(problem, batch)), batch, Training(label_smoothing=smoothing), given
                 ).detach()
             )
             for smoothing, given in ((0.0, None), (0.0, torch.from_numpy(weights)), (0.1, torch.from_numpy(weights)))
@@ -245,9 +245,9 @@ class TestContract:
             assert run is None or run.way != "padded" or problem.generates
             packing = Packing.of(batch["attention_mask"])
             loss = problem.loss(
-                run(inputs(batch, problem.takes_labels), packing)
+                run(inputs(problem, batch), packing)
                 if run
-                else model(**inputs(batch, problem.takes_labels)),
+                else model(**inputs(problem, batch)),
                 batch,
                 PLAIN,
                 None,

@@ -50,8 +50,8 @@ class Problem(ABC):
     generates: ClassVar[Literal["", "answering", "always"]] = ""
     """When `generate` writes, token by token: never, for answers alone, or also when a trial is evaluated. Facts then
     hold `generation`, the settings of the config."""
-    takes_labels: ClassVar[bool] = False
-    """Whether the model is given the labels too, from which it makes what its decoder reads."""
+    beside: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """What `collate` adds for the problem alone, and no model is given."""
     draws_inputs: ClassVar[bool] = False
     """Whether chance has its part in what the model is shown of a row, so that nothing computed of it can be kept."""
     tunes: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class Problem(ABC):
     def collate(
         self, features: Sequence[Mapping[str, Any]], pad_token_id: int, training: bool = False
     ) -> dict[str, Tensor]:
-        """One padded batch: `input_ids`, `attention_mask` (rows × longest), `labels`, what else the model takes.
+        """One padded batch: `input_ids`, `attention_mask` (rows × longest), what else the model takes, and `beside`.
 
         `training`: the model is to learn from it, so chance may have its part.
         """

@@ -35,7 +35,7 @@ class SequenceToSequence(Problem):
     target: ClassVar[str] = "target"
     labelled: ClassVar[bool] = False
     generates: ClassVar[Literal["", "answering", "always"]] = "always"
-    takes_labels: ClassVar[bool] = True
+    beside: ClassVar[frozenset[str]] = frozenset()  # of the labels the model makes what its decoder reads
 
     def facts(self, rows: Mapping[str, Sequence[Any]]) -> Facts:
         return {}

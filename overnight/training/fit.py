@@ -273,7 +273,7 @@ class Run:
         loss = torch.zeros((), device=self.device)
         for batch, packing in batches:
             with self.accelerator.autocast():
-                outputs = self.packed(inputs(batch, self.problem.takes_labels), packing)
+                outputs = self.packed(inputs(self.problem, batch), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted
             self.accelerator.backward(part)
             loss += part.detach()

@@ -107,7 +107,7 @@ def compute(
         with torch.inference_mode():
             for batch in bucket(rows.lengths, TOKENS.get(model.device.type, TOKENS["other"])):
                 tensors, packing = prepare(problem, model, rows, batch, None)
-                found.put(batch, packed.features(inputs(tensors), packing).cpu().numpy())
+                found.put(batch, packed.features(inputs(problem, tensors), packing).cpu().numpy())
         values.flush()
         os.replace(temporary, path)
         written["sides"].append(side)
