@@ -339,6 +339,13 @@ class TestTextGeneration:
         assert max(written(max_new_tokens=4000)) <= 24
         assert max(written(num_beams=3, no_repeat_ngram_size=1)) <= 12
 
+    def test_dropouts_reach_the_model(self, small):
+        """By whatever names: those of GPT-2 are others."""
+        training = Training(dropout=0.3, attention_dropout=0.2)
+        model = CAUSAL.load_model(str(small), FACTS, training)
+        found = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+        assert {*found.values()} == {0.2, 0.3} and all((p == 0.2) == ("attn_dropout" in n) for n, p in found.items())
+
     def test_an_encoder_does_not_peek(self, tiny_model):
         """BERT, taken for a causal model, does not see the tokens that it is to foretell."""
         model = CAUSAL.load_model(str(tiny_model), FACTS, PLAIN).eval()
