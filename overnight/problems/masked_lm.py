@@ -36,6 +36,7 @@ class MaskedLM(Problem):
     target: ClassVar[str] = "text"
     labelled: ClassVar[bool] = False
     draws_inputs: ClassVar[bool] = True
+    by_token: ClassVar[bool] = True
     default_metric: ClassVar[str] = "masked_accuracy"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"perplexity"})
 

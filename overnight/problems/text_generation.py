@@ -33,6 +33,7 @@ class TextGeneration(Problem):
     target: ClassVar[str] = "text"
     labelled: ClassVar[bool] = False
     generates: ClassVar[Literal["", "answering", "always"]] = "answering"
+    by_token: ClassVar[bool] = True
     beside: ClassVar[frozenset[str]] = frozenset({"labels", "last"})
     default_metric: ClassVar[str] = "bits_per_byte"
     lower_is_better: ClassVar[frozenset[str]] = frozenset(METRICS)
@@ -86,6 +87,7 @@ class TextGeneration(Problem):
 
         batch = pad([{name: one[name] for name in ("input_ids", "last")} for one in features], pad_token_id)
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        batch["labels"][:, 0] = IGNORED  # nothing stands before it, least of all the text of another row
         return batch
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:

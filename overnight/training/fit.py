@@ -273,7 +273,11 @@ class Run:
         loss = torch.zeros((), device=self.device)
         for batch, packing in batches:
             with self.accelerator.autocast():
-                outputs = self.packed(inputs(self.problem, batch), packing)
+                if self.problem.by_token and self.packed.tells_words:
+                    outputs = self.packed.flat(inputs(self.problem, batch), packing)
+                    batch = batch | {"labels": packing.pack(batch["labels"]).unsqueeze(0)}
+                else:
+                    outputs = self.packed(inputs(self.problem, batch), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted
             self.accelerator.backward(part)
             loss += part.detach()
