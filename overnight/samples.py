@@ -35,7 +35,7 @@ def samples(
         {
             "given": {role: shortened(rows[role][row]) for role in texts},
             "wanted": None if target in texts else shortened(rows[target][row]),
-            "outputs": {model: shortened(str(told[row]["output"])) for model, told in predictions.items()},
+            "outputs": {model: shortened(str(told[row]["output"] or "")) for model, told in predictions.items()},
         }
         for row in range(count)
     ]

@@ -88,7 +88,7 @@ class Training:
     """Width of the adapters of `method: lora`; they count with twice that as their scale (alpha)."""
 
     freeze_layers: Count = 0
-    """Number of encoder layers, counted from the bottom, that are not trained."""
+    """Number of layers, counted from the bottom (of an encoder-decoder the encoder's first), that are not trained."""
 
     freeze_embeddings: bool = False
     """Whether the embeddings are left as they are (always so when layers are frozen)."""

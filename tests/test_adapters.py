@@ -11,11 +11,16 @@ from conftest import BERT, DISTIL, SIZES
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertLMHeadModel,
+    BertModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -23,6 +28,7 @@ from transformers import (
 )
 
 from overnight import problems
+from overnight.config.sections import Generation
 from overnight.errors import UserError
 from overnight.settings import Training
 from overnight.training import data
@@ -31,6 +37,7 @@ from overnight.training.card import Card, finish_model_folder
 from overnight.training.files import save_best
 from overnight.training.fit import fit
 from overnight.training.frozen import compute
+from overnight.training.layers import layer_stack
 from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed, Packing
 from overnight.training.predict import Scorer
@@ -50,13 +57,24 @@ LIVELY, DISTIL_LIVELY = (sizes | {"initializer_range": 0.2} for sizes in (BERT, 
 GPT2 = {"vocab_size": 60, "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 2}
 GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2, "vocab_size": 60}
+BART = {f"{half}_{what}": count for half in ("encoder", "decoder") for what, count in
+        {"layers": 3, "attention_heads": 2, "ffn_dim": 24}.items()}  # fmt: skip
+BART |= {"vocab_size": 60, "d_model": 16, "max_position_embeddings": 40}
+BART |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+pytestmark = pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
 MODELS = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**LIVELY)),
     "tokens": lambda: BertForTokenClassification(BertConfig(**LIVELY)),
     "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL_LIVELY)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "t5": lambda: T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0)),
+    "bart": lambda: BartForConditionalGeneration(BartConfig(**BART)),
+    "encoders": lambda: EncoderDecoderModel(
+        encoder=BertModel(BertConfig(**LIVELY)),
+        decoder=BertLMHeadModel(BertConfig(**LIVELY, is_decoder=True, add_cross_attention=True)),
+    ),
 }
+TWO_STACKS = ("t5", "bart", "encoders")
 INPUTS = {
     "input_ids": torch.tensor([[5, 9, 33, 7, 21, 8], [44, 3, 12, 0, 0, 0]]),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]),
@@ -64,13 +82,20 @@ INPUTS = {
 
 
 def inputs_of(kind: str) -> dict[str, torch.Tensor]:
-    return INPUTS | ({"labels": INPUTS["input_ids"]} if kind == "t5" else {})
+    return INPUTS | ({"labels": INPUTS["input_ids"]} if kind in TWO_STACKS else {})
+
+
+def made(kind: str) -> torch.nn.Module:
+    model = MODELS[kind]().eval()
+    if kind == "encoders":
+        model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    return model
 
 
 def adapted(kind: str, **changes) -> torch.nn.Module:
     """A model with adapters that have learnt something."""
     torch.manual_seed(4)
-    model = MODELS[kind]().eval()
+    model = made(kind)
     train_little(model, dataclasses.replace(SHORT, **changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -173,9 +198,31 @@ class TestLora:
         found = plain.eval()(**inputs_of(kind)).logits
         assert torch.allclose(found, expected, atol=1e-5)
         torch.manual_seed(4)
-        assert not torch.allclose(found, MODELS[kind]().eval()(**inputs_of(kind)).logits, atol=1e-3)
+        assert not torch.allclose(found, made(kind)(**inputs_of(kind)).logits, atol=1e-3)
         assert torch.equal(model(**inputs_of(kind)).logits, expected), "the model goes on with its adapters"
         assert merged(plain) is None
+
+    @pytest.mark.parametrize("kind", TWO_STACKS)
+    def test_both_stacks_have_adapters(self, kind):
+        """Each matrix of encoder and decoder, but for a cross-attention that was drawn by chance: that is trained
+        wholly. Frozen layers are counted from the bottom of the encoder on."""
+        for frozen in (0, 4):
+            model = made(kind)
+            assert train_little(model, dataclasses.replace(SHORT, freeze_layers=frozen)) == frozen
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            layers = layer_stack(model)
+            for number, layer in enumerate(layers):
+                matrices = {name: m for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+                adapters = {name for name in matrices if f"{name}.lora_A.default" in matrices}
+                plain = {name for name in matrices if "lora" not in name and "base_layer" not in name}
+                new = {name for name in plain if "crossattention" in name}
+                assert adapters == (set() if number < frozen else plain - new)
+                assert all(parameter.requires_grad for name in new for parameter in matrices[name].parameters())
+            assert len(layers) == 6
+            rest = {name for name in trained if "lora_" not in name}
+            assert bool(rest) == (kind != "bart") and all("decoder" in name for name in rest)
+            model.train()(**inputs_of(kind)).loss.backward()
+            assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
     @pytest.mark.parametrize("kind", ["bert", "tokens", "distilbert"])
     def test_packed_equals_padded(self, kind):
@@ -268,7 +315,39 @@ class TestFrozen:
     @pytest.mark.parametrize("kind", MODELS)
     def test_every_kind_has_a_head(self, kind):
         """Something is left to be trained, and none of it is in a layer of the stack or an embedding."""
-        model = MODELS[kind]()
-        assert train_little(model, dataclasses.replace(SHORT, method="frozen")) == 3
+        model, training = made(kind), dataclasses.replace(SHORT, method="frozen")
+        if kind == "bart":
+            with pytest.raises(UserError, match="no head of its own.* did you mean lora"):
+                train_little(model, training)
+            return
+        assert train_little(model, training) == len(layer_stack(model))
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        assert names and not [name for name in names if "embed" in name or "encoder.layer" in name or ".h." in name]
+        inside = {id(p) for layer in layer_stack(model) for p in layer.parameters()}
+        within = {name for name, p in model.named_parameters() if p.requires_grad and id(p) in inside}
+        assert names and not [name for name in names if "embed" in name]
+        assert bool(within) == (kind == "encoders") and all(".crossattention." in name for name in within)
+
+    def test_a_decoder_made_of_an_encoder_learns(self, tiny_model, tiny_rows, tmp_path):
+        """What it reads the other half by, and the head, learn some pairs; all else is the base's to the last bit, also
+        with layers frozen that reach into the decoder."""
+        problem, facts = problems.get("translation"), {"generation": Generation(max_new_tokens=4).model_dump()}
+        texts = {"text": tiny_rows.text[:16].tolist(), "target": [text.split()[0] for text in tiny_rows.text[:16]]}
+        rows = data.write(tmp_path / "rows", [problem.encode(load_tokenizer(str(tiny_model)), texts, facts, 24)], {})
+        reference, sides = ModelReference(str(tiny_model)), {"train": rows, "validation": rows}
+        for method, frozen in (("frozen", 0), ("full", 3)):
+            training = dataclasses.replace(SHORT, method=method, freeze_layers=frozen, epochs=10, batch_size=4)
+            assert compute(problem, reference, facts, training, sides, tmp_path / "features")["sides"] == []
+            losses = []
+            fit(
+                problem, reference, facts, rows, rows, training, folder=tmp_path / method, metric="chrf",
+                on_evaluation=lambda record, into=losses: into.append(record["validation_loss"]),
+            )  # fmt: skip
+            assert losses[-1] < 0.8 * losses[0]
+            base, tuned = (
+                load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / method / "best")
+            )
+            for half in ("encoder.", "decoder.bert."):
+                ours = {name: weight for name, weight in base.items() if f"{half}{name}" in tuned}
+                moved = {name for name, weight in ours.items() if not torch.equal(weight, tuned[f"{half}{name}"])}
+                assert len(ours) > 30 and all("layer.1." in name for name in moved)
+                assert bool(moved) == (method == "full" and half == "decoder.bert.")

@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from overnight import problems
 from overnight.settings import Training
@@ -60,17 +60,28 @@ def worst(found, expected):
     return max(float((found[name] - value).abs().max()) for name, value in expected.items()) / scale
 
 
+def causal_model_and_batch():
+    """Heads that share keys and values, and rotary embeddings."""
+    _, batch = model_and_batch()
+    sizes = {"vocab_size": 60, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 40}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=0)).train().to("cuda")
+    return model, batch
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 3e-2)])
-def test_packed_equals_padded(precision, tolerance):
+@pytest.mark.parametrize(("make", "way"), [(model_and_batch, "first"), (causal_model_and_batch, "all")])
+def test_packed_equals_padded(precision, tolerance, make, way):
     """Outputs and gradients of the packed model are the padded one's in float32, up to rounding."""
-    model, batch = model_and_batch()
-    plain = model(**batch).logits
+    model, batch = make()
+    mask = 1 if way == "first" else batch["attention_mask"][:, :, None]
+    plain = model(**batch).logits * mask
     expected = gradients(model, plain)
     packed = Packed(model)
-    assert packed.way == "first"
+    assert packed.way == way
     packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-        logits = packed(batch, packing).logits
+        logits = packed(batch, packing).logits * mask
     assert float((logits - plain).abs().max() / plain.abs().max()) < tolerance
     assert worst(gradients(model, logits), expected) < tolerance
 
@@ -79,8 +90,9 @@ def test_attention_without_padding_is_used():
     """This GPU has the kernel; without it the engine works, but pads."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs an Ampere GPU or a newer one")
-    assert _varlen_works(torch.bfloat16, 32) and _varlen_works(torch.bfloat16, 64)
-    assert not _varlen_works(torch.float32, 64)
+    for causal in (False, True):
+        assert _varlen_works(torch.bfloat16, 32, causal) and _varlen_works(torch.bfloat16, 64, causal)
+        assert not _varlen_works(torch.float32, 64, causal)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -24,7 +25,8 @@ from overnight import problems
 from overnight.config import Model
 from overnight.config.sections import Generation
 from overnight.data.store import write_table
-from overnight.errors import UserError
+from overnight.errors import NightFailed, UserError
+from overnight.evaluation import evaluate
 from overnight.newbase import make, settings_of, with_base
 from overnight.settings import Training
 from overnight.training import data
@@ -32,7 +34,7 @@ from overnight.training.card import Card, finish_model_folder
 from overnight.training.fit import fit
 from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed
-from overnight.training.predict import Scorer, forward
+from overnight.training.predict import Scorer, forward, inputs
 from overnight.training.scratch import make_base
 
 MASKED = problems.get("masked-lm")
@@ -153,6 +155,17 @@ class TestMaskedLM:
         assert first == {"loss": 0.0, "hidden": 0, "found": 0} and second["hidden"] > 0
         assert float(MASKED.loss(model(**batch), batch, PLAIN, None).detach()) == 0
 
+    def test_nothing_measured_is_not_the_best(self, tiny_model, tmp_path):
+        """Where nothing was hidden there is no perplexity, least of all the best one: who asks for it is told."""
+        nothing = [{"loss": 0.0, "hidden": 0, "found": 0}]
+        assert MASKED.metrics([None], nothing, {}) == {"masked_accuracy": 0.0}
+        train, none = (
+            written(MASKED, tiny_model, texts, {}, 16, tmp_path / str(len(texts))) for texts in (LINES, ["", ""])
+        )
+        how = {"folder": tmp_path / "run", "metric": "perplexity"}
+        with pytest.raises(NightFailed, match="is undefined on the validation rows, got perplexity"):
+            fit(MASKED, ModelReference(str(tiny_model)), {}, train, none, PLAIN, **how)
+
     def test_tokenizers_without_a_mask_are_refused(self):
         inner = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
         inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -224,6 +237,7 @@ class TestTextGeneration:
                 ids = [id for one in own for id in one["input_ids"][1:]]
                 assert ids == [*tokenizer(text)["input_ids"], mark]
                 assert sum(one["bytes"] for one in own) == len(text.encode())
+                assert [one["last"] for one in own] == [0] * (len(own) - 1) + [1]
                 assert len(own) == math.ceil(len(ids) / 19) and len(own[-1]["input_ids"]) > min(9, len(ids))
 
     def test_loss_is_transformers(self, small):
@@ -232,7 +246,7 @@ class TestTextGeneration:
         features = features_of(CAUSAL, small, [LINES[0], "a", " ".join(LINES)], FACTS, 48)
         batch = CAUSAL.collate(features, 0)
         with torch.no_grad():
-            outputs = model(**batch)
+            outputs = model(**inputs(CAUSAL, batch), labels=batch["labels"])
         count = CAUSAL.counted(batch)
         assert count == sum(len(one["input_ids"]) - 1 for one in features)
         assert float(CAUSAL.loss(outputs, batch, PLAIN, None)) == pytest.approx(float(outputs.loss) * count, rel=1e-5)
@@ -240,7 +254,9 @@ class TestTextGeneration:
         for one in features:
             single = CAUSAL.collate([one], 0)
             with torch.no_grad():
-                alone.append(float(model(**single).loss) * CAUSAL.counted(single))
+                alone.append(
+                    float(model(**inputs(CAUSAL, single), labels=single["labels"]).loss) * CAUSAL.counted(single)
+                )
         measured = forward(CAUSAL, Packed(model), features, each=lambda outputs, batch: None)
         assert [one[0] for one in measured] == pytest.approx(alone, rel=1e-4)
 
@@ -261,6 +277,16 @@ class TestTextGeneration:
         found = CAUSAL.metrics([None] * 2, CAUSAL.decode(coarse, FACTS, features), FACTS)
         assert found == {"bits_per_byte": pytest.approx(8), "perplexity": pytest.approx(256**2)}
         assert CAUSAL.better("bits_per_byte", 1.0, than=2.0) and not CAUSAL.better("perplexity", 3.0, than=2.0)
+
+    def test_undefined_and_beyond_all_numbers(self):
+        """A text of nothing has no metric; a perplexity that no number holds is none, in no record."""
+        row = {"output": "", "loss": 0.0, "tokens": 0, "bytes": 0}
+        assert CAUSAL.metrics([None], [row], FACTS) == {}
+        hopeless = [row | {"loss": 2e3, "tokens": 3, "bytes": 9}] * 2
+        assert [*CAUSAL.metrics([None] * 2, hopeless, FACTS)] == ["bits_per_byte"]
+        found = evaluate(CAUSAL, FACTS, [None] * 2, hopeless, metric="perplexity", resamples=10)
+        assert found["metrics"]["perplexity"]["value"] is None and found["metrics"]["bits_per_byte"]["value"] > 8
+        json.dumps(found, allow_nan=False)
 
     def test_learns_and_serves(self, learnt):
         """A few lines are learnt by heart: they cost hardly a bit, the finished folder measures them alike, and goes
@@ -293,6 +319,10 @@ class TestTextGeneration:
             assert answer["output"] == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
         assert len(answers) == len(texts) and answers[-1]["tokens"] > 100
         assert len({answer["output"] for answer in answers}) > 3
+        windows = features_of(CAUSAL, best, texts, FACTS, 48)
+        found = forward(CAUSAL, Packed(model), windows, facts=FACTS)
+        assert len(windows) > len(texts) + 2
+        assert [len(one) > 2 for one in found] == [bool(one["last"]) for one in windows], "no other is gone on with"
 
     def test_settings_reach_the_model(self, learnt):
         """The longest answer, beams and repetitions are what the config says; an answer never has more than half of
@@ -309,6 +339,13 @@ class TestTextGeneration:
         assert written(max_new_tokens=3) == [3, 3]
         assert max(written(max_new_tokens=4000)) <= 24
         assert max(written(num_beams=3, no_repeat_ngram_size=1)) <= 12
+
+    def test_dropouts_reach_the_model(self, small):
+        """By whatever names: those of GPT-2 are others."""
+        training = Training(dropout=0.3, attention_dropout=0.2)
+        model = CAUSAL.load_model(str(small), FACTS, training)
+        found = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+        assert {*found.values()} == {0.2, 0.3} and all((p == 0.2) == ("attn_dropout" in n) for n, p in found.items())
 
     def test_an_encoder_does_not_peek(self, tiny_model):
         """BERT, taken for a causal model, does not see the tokens that it is to foretell."""

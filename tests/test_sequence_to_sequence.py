@@ -201,6 +201,18 @@ class TestModels:
             alone = forward(TRANSLATION, packed, [row], facts=facts())
             assert TRANSLATION.decode(alone, facts(), [row], tokenizer) == [answer]
 
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_what_no_numbers_wrote_is_no_output(self, tiny_model, beams):
+        """A row whose numbers are none is found out, and no other one of its batch."""
+        model, tokenizer = TRANSLATION.load_model(str(tiny_model), facts(), PLAIN), load_tokenizer(str(tiny_model))
+        rows = rows_of(TRANSLATION, tiny_model, ["good crew", "late bag", "late crew"], None)
+        with torch.no_grad():
+            model.encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("bag")] = float("nan")
+        told = facts(num_beams=beams)
+        answers = TRANSLATION.decode(forward(TRANSLATION, Packed(model), rows, facts=told), told, rows, tokenizer)
+        assert [TRANSLATION.broken(one) is None for one in answers] == [True, False, True]
+        assert answers[1] == {"output": None} and TRANSLATION.gist(answers[1]) == ("nothing", 0.0)
+
     def test_dropouts_reach_both_halves(self, tiny_model, tmp_path):
         """Of an encoder, and of the encoder-decoder that a run before made of one."""
         TRANSLATION.load_model(str(tiny_model), facts(), PLAIN).save_pretrained(tmp_path)

@@ -11,14 +11,28 @@ import torch
 from conftest import BERT, DISTIL, SIZES
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertLMHeadModel,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForTokenClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -35,12 +49,33 @@ from overnight.training.models import ModelReference, load_tokenizer
 from overnight.training.packing import Packed, Packing, _one_by_one, _padded
 
 PROBLEM = problems.get("sequence-classification")
+GPT2 = {"vocab_size": 60, "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 2}
+GPT2 |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+GPT2 |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LLAMA = {name: BERT[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 40, "pad_token_id": 0}
+LLAMA |= {"bos_token_id": 1, "eos_token_id": 2}
+MARKS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+OPT = {name: BERT[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+OPT |= {"ffn_dim": 24, "dropout": 0.0, "word_embed_proj_dim": 16, "max_position_embeddings": 40, "pad_token_id": 0}
 MODELS = {
     "bert": (lambda: BertForSequenceClassification(BertConfig(**BERT)), "first"),
     "roberta": (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), "first"),
     "electra": (lambda: ElectraForSequenceClassification(ElectraConfig(**BERT, embedding_size=8)), "first"),
     "distilbert": (lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL)), "first"),
     "tokens": (lambda: BertForTokenClassification(BertConfig(**BERT)), "all"),
+    "causal bert": (lambda: BertLMHeadModel(BertConfig(**BERT, is_decoder=True)), "all"),
+    "masked bert": (lambda: BertForMaskedLM(BertConfig(**BERT)), "all"),
+    "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2)), "all"),
+    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)), "all"),
+    "qwen2": (lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA)), "all"),
+    "qwen2 by windows": (
+        lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, use_sliding_window=True, sliding_window=64, max_window_layers=1)),
+        "padded",
+    ),
+    "mistral by windows": (lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=64)), "padded"),
+    "modernbert by windows": (lambda: ModernBertForTokenClassification(ModernBertConfig(**BERT, **MARKS)), "padded"),
+    "opt": (lambda: OPTForCausalLM(OPTConfig(**OPT)), "all"),
     "deberta": (lambda: DebertaV2ForSequenceClassification(DebertaV2Config(**BERT)), "padded"),
 }
 
@@ -122,15 +157,16 @@ def test_frozen_layers_have_no_dropout():
     assert not torch.equal(packed(batch, packing).logits, packed(batch, packing).logits)
 
 
-def test_attention_arrangements_agree():
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_arrangements_agree(causal):
     """One call a sequence and one padded call: the same output and gradients."""
     lengths = torch.tensor([4, 7, 1])
     mask = (torch.arange(7) < lengths[:, None]).long()
     packing = Packing.of(mask)
     q, k, v = (torch.randn(1, 2, 12, 8, requires_grad=True) for _ in range(3))
-    own = _one_by_one(q, k, v, packing, 0.0, 0.3)
+    own = _one_by_one(q, k, v, packing, 0.0, 0.3, causal)
     flat = [tensor.squeeze(0).transpose(0, 1) for tensor in (q, k, v)]
-    padded = _padded(*flat, packing, 0.0, 0.3)
+    padded = _padded(*flat, packing, 0.0, 0.3, causal)
     assert torch.allclose(own, padded, atol=1e-6)
     for a, b in zip(*(torch.autograd.grad((x * x).sum(), (q, k, v)) for x in (own, padded)), strict=True):
         assert torch.allclose(a, b, atol=1e-5)

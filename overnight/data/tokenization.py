@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from overnight.problems.base import Facts, Problem
     from overnight.training.data import TokenizedRows
 
-VERSION = "1"
+VERSION = "2"
 """Part of every key: to be raised when the meaning of what is stored changes."""
 
 

@@ -20,7 +20,7 @@ CELLS_AT_ONCE = 4_000_000  # of one chunk of draws: 32 MB
 
 
 class Metric(TypedDict):
-    """A value and its interval; None where it is undefined (a class without rows)."""
+    """A value and its interval; None where it is undefined (a class without rows) or beyond all numbers."""
 
     value: float | None
     low: float | None
@@ -58,8 +58,8 @@ def intervals(values: Mapping[str, float], resampled: Mapping[str, np.ndarray], 
     tail = (1 - confidence) / 2
     found: dict[str, Metric] = {}
     for name, value in values.items():
-        defined = resampled[name][~np.isnan(resampled[name])]
-        if np.isnan(value) or not len(defined):
+        defined = resampled[name][np.isfinite(resampled[name])]
+        if not np.isfinite(value) or not len(defined):
             found[name] = {"value": None, "low": None, "high": None}
         else:
             low, high = np.quantile(defined, (tail, 1 - tail))

@@ -50,8 +50,11 @@ class Problem(ABC):
     generates: ClassVar[Literal["", "answering", "always"]] = ""
     """When `generate` writes, token by token: never, for answers alone, or also when a trial is evaluated. Facts then
     hold `generation`, the settings of the config."""
-    takes_labels: ClassVar[bool] = False
-    """Whether the model is given the labels too, from which it makes what its decoder reads."""
+    by_token: ClassVar[bool] = False
+    """Whether `loss` is a sum over the tokens of `labels`, whatever row they are in: where it saves work, it is given
+    all of them as one row, and outputs alike."""
+    beside: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """What `collate` adds for the problem alone, and no model is given."""
     draws_inputs: ClassVar[bool] = False
     """Whether chance has its part in what the model is shown of a row, so that nothing computed of it can be kept."""
     tunes: ClassVar[bool] = False
@@ -115,7 +118,7 @@ class Problem(ABC):
     def collate(
         self, features: Sequence[Mapping[str, Any]], pad_token_id: int, training: bool = False
     ) -> dict[str, Tensor]:
-        """One padded batch: `input_ids`, `attention_mask` (rows × longest), `labels`, what else the model takes.
+        """One padded batch: `input_ids`, `attention_mask` (rows × longest), what else the model takes, and `beside`.
 
         `training`: the model is to learn from it, so chance may have its part.
         """
@@ -174,13 +177,20 @@ class Problem(ABC):
         """The sums over rows that the metrics are made of, but for those `without_interval`; NaN where undefined."""
 
     def metrics(self, targets: Sequence[Any], predictions: Sequence[Prediction], facts: Facts) -> dict[str, float]:
-        """All metrics of the problem, 0 where undefined; greater is better except for those in `lower_is_better`."""
+        """All metrics of the problem; greater is better except for those in `lower_is_better`.
+
+        One that is undefined is 0, or left out where less is better: 0 would be the best that there is.
+        """
         values = self.tally(targets, predictions, facts).values()
-        return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+        return {
+            name: value if math.isfinite(value) else 0.0
+            for name, value in values.items()
+            if math.isfinite(value) or name not in self.lower_is_better
+        }
 
     @abstractmethod
     def metric_names(self, facts: Facts) -> list[str]:
-        """Names of what `metrics` returns for these facts."""
+        """Names of what `metrics` returns for these facts, where all are defined."""
 
     def classes(self, targets: Sequence[Any], facts: Facts) -> dict[str, int]:
         """What has an F1 of its own (`f1/<class>`) → how often the targets have it, also what the facts do not know."""

@@ -36,6 +36,7 @@ class MaskedLM(Problem):
     target: ClassVar[str] = "text"
     labelled: ClassVar[bool] = False
     draws_inputs: ClassVar[bool] = True
+    by_token: ClassVar[bool] = True
     default_metric: ClassVar[str] = "masked_accuracy"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"perplexity"})
 
@@ -208,5 +209,5 @@ def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     import numpy as np
 
     loss, hidden, found = sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {"masked_accuracy": found / hidden, "perplexity": np.exp(loss / hidden)}

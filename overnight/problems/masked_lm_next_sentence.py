@@ -33,6 +33,7 @@ class MaskedLMNextSentence(MaskedLM):
     text_roles: ClassVar[tuple[str, ...]] = ("text", "second")
     target: ClassVar[str] = "label"
     labelled: ClassVar[bool] = True
+    by_token: ClassVar[bool] = False
 
     def prepare(self, columns: dict[str, list[Cell]], clean: Callable[[str], Cell]) -> list[str | None]:
         """Refuses rows with other labels than `next` and `other`."""

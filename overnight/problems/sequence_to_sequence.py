@@ -34,7 +34,7 @@ class SequenceToSequence(Problem):
     target: ClassVar[str] = "target"
     labelled: ClassVar[bool] = False
     generates: ClassVar[Literal["", "answering", "always"]] = "always"
-    takes_labels: ClassVar[bool] = True
+    beside: ClassVar[frozenset[str]] = frozenset()  # of the labels the model makes what its decoder reads
 
     def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {}
@@ -86,17 +86,27 @@ class SequenceToSequence(Problem):
         )
 
     def generate(self, model: Any, batch: Mapping[str, Tensor], facts: Facts) -> list[np.ndarray]:
-        """Token ids of an output for each feature."""
+        """Token ids of an output for each feature; none where the model's numbers were none."""
+        import torch
+
         asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        found = model.generate(**asked, do_sample=False, **generation_settings(facts))
-        return list(found.cpu().numpy())
+        unsound = torch.zeros(len(batch["input_ids"]), dtype=torch.bool, device=model.device)
+
+        def watch(ids: Tensor, scores: Tensor) -> Tensor:
+            unsound.logical_or_(scores.isnan().view(len(unsound), -1).any(1))  # of all beams of a row
+            return scores
+
+        found = model.generate(**asked, do_sample=False, logits_processor=[watch], **generation_settings(facts))
+        return [ids[:0] if bad else ids for ids, bad in zip(found.cpu().numpy(), unsound.tolist(), strict=True)]
 
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
     ) -> list[Prediction]:
-        """One dict a row: `output`."""
+        """One dict a row: `output`; None where nothing sound was written."""
         texts = tokenizer.batch_decode([one.tolist() for one in outputs], skip_special_tokens=True)
-        return [{"output": " ".join(text.split())} for text in texts]
+        return [
+            {"output": " ".join(text.split()) if len(ids) else None} for ids, text in zip(outputs, texts, strict=True)
+        ]
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[str]:
         return [text_of(rows[i]["reference"]) for i in range(len(rows))]
@@ -107,9 +117,12 @@ class SequenceToSequence(Problem):
     def same(self, one: Prediction, other: Prediction) -> bool:
         return bool(one["output"] == other["output"])
 
+    def broken(self, prediction: Prediction) -> str | None:
+        return "it was written by numbers that are none" if prediction["output"] is None else None
+
     def gist(self, prediction: Prediction) -> tuple[str, float]:
         """How long it is, in characters."""
-        return "text" if prediction["output"] else "nothing", float(len(prediction["output"]))
+        return "text" if prediction["output"] else "nothing", float(len(prediction["output"] or ""))
 
     def columns(self, facts: Facts, scores: bool) -> dict[str, type]:
         return {"output": str}
@@ -134,7 +147,7 @@ class Translation(SequenceToSequence):
         from overnight.tally import Tally
 
         scorers: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(force=True)}
-        outputs = [one["output"] for one in predictions]
+        outputs = [one["output"] or "" for one in predictions]
         texts = {"chrf": (outputs, list(targets)), "bleu": (_spaced(outputs), _spaced(targets))}
         # what a segment adds to the sums of which sacrebleu makes the score of a corpus
         sums = [
@@ -168,7 +181,7 @@ class Summarization(SequenceToSequence):
 
         from overnight.tally import Tally
 
-        adds = np.array([[*rouge(p["output"], t), 1.0] for t, p in zip(targets, predictions, strict=True)])
+        adds = np.array([[*rouge(p["output"] or "", t), 1.0] for t, p in zip(targets, predictions, strict=True)])
         return Tally(
             np.arange(len(adds)), adds, lambda sums: {n: sums[:, i] / sums[:, -1] for i, n in enumerate(ROUGE)}
         )

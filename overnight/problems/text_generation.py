@@ -33,6 +33,8 @@ class TextGeneration(Problem):
     target: ClassVar[str] = "text"
     labelled: ClassVar[bool] = False
     generates: ClassVar[Literal["", "answering", "always"]] = "answering"
+    by_token: ClassVar[bool] = True
+    beside: ClassVar[frozenset[str]] = frozenset({"labels", "last"})
     default_metric: ClassVar[str] = "bits_per_byte"
     lower_is_better: ClassVar[frozenset[str]] = frozenset(METRICS)
 
@@ -47,7 +49,7 @@ class TextGeneration(Problem):
     ) -> dict[str, list[Any]]:
         """See `Problem.encode`; a text begins with the token that begins texts, if there is one, and ends with the one
         that ends them. The last window of a long text has at least half its length, so that there is something to go on
-        with. `bytes` of a row are with its first window."""
+        with. `bytes` of a row are with its first window, and `last` is 1 for its last one."""
         begin, end = (
             [] if token is None else [token]
             for token in (
@@ -56,7 +58,7 @@ class TextGeneration(Problem):
             )
         )
         encoded = tokenizer(list(batch["text"]), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        features: dict[str, list[Any]] = {"input_ids": [], "row": [], "bytes": []}
+        features: dict[str, list[Any]] = {"input_ids": [], "row": [], "bytes": [], "last": []}
         for row, ids in enumerate(encoded["input_ids"]):
             whole = [*ids, *end] or begin or [0]
             size = max_length - len(begin)
@@ -67,6 +69,7 @@ class TextGeneration(Problem):
                 features["input_ids"].append([*begin, *whole[start:stop]])
                 features["row"].append(row)
                 features["bytes"].append(0 if start else len(batch["text"][row].encode("utf-8", "surrogatepass")))
+                features["last"].append(int(stop == len(whole)))
         return features
 
     def load_model(self, base: str, facts: Facts, training: Training, revision: str | None = None) -> PreTrainedModel:
@@ -80,8 +83,11 @@ class TextGeneration(Problem):
     def collate(
         self, features: Sequence[Mapping[str, Any]], pad_token_id: int, training: bool = False
     ) -> dict[str, Tensor]:
-        batch = super().collate(features, pad_token_id)
+        from overnight.training.data import pad
+
+        batch = pad([{name: one[name] for name in ("input_ids", "last")} for one in features], pad_token_id)
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        batch["labels"][:, 0] = IGNORED  # nothing stands before it, least of all the text of another row
         return batch
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
@@ -109,15 +115,17 @@ class TextGeneration(Problem):
         return list(sums)
 
     def generate(self, model: Any, batch: Mapping[str, Tensor], facts: Facts) -> list[np.ndarray]:
-        """`outputs`, and behind them the tokens with which the model goes on.
+        """`outputs`, and behind them the tokens with which the model goes on after the last window of a text.
 
         Where it has a longest input, a text is cut in front to leave room for them, for half of that at most.
         """
         import numpy as np
         import torch
 
-        mask = batch["attention_mask"]
-        foretold = self.outputs(model(input_ids=batch["input_ids"], attention_mask=mask), batch)
+        mask, last = batch["attention_mask"], batch["last"].bool()
+        found = self.outputs(model(input_ids=batch["input_ids"], attention_mask=mask), batch)
+        if not last.any():
+            return found
         settings = generation_settings(facts)
         room = getattr(model.config, "max_position_embeddings", None)
         most = mask.shape[1]
@@ -126,7 +134,7 @@ class TextGeneration(Problem):
             most = room - settings["max_new_tokens"]
         end = model.config.eos_token_id
         prompts = []
-        for given, length in zip(batch["input_ids"], mask.sum(1).tolist(), strict=True):
+        for given, length in zip(batch["input_ids"][last], mask[last].sum(1).tolist(), strict=True):
             ended = length > 1 and int(given[length - 1]) == end
             prompts.append(given[: length - ended][-most:])
         # with the padding in front, where a decoder wants it
@@ -137,9 +145,10 @@ class TextGeneration(Problem):
             ids[row, longest - len(prompt) :] = prompt
             asked[row, longest - len(prompt) :] = 1
         pad = model.config.pad_token_id if model.config.pad_token_id is not None else end
-        found = model.generate(input_ids=ids, attention_mask=asked, do_sample=False, pad_token_id=pad, **settings)
-        written = found[:, longest:].cpu().numpy()
-        return [np.concatenate([one, more]) for one, more in zip(foretold, written, strict=True)]
+        whole = model.generate(input_ids=ids, attention_mask=asked, do_sample=False, pad_token_id=pad, **settings)
+        for row, more in zip(last.nonzero().flatten().tolist(), whole[:, longest:].cpu().numpy(), strict=True):
+            found[row] = np.concatenate([found[row], more])
+        return found
 
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
@@ -197,5 +206,5 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     import numpy as np
 
     loss, tokens, size = sums.T
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {"bits_per_byte": loss / math.log(2) / size, "perplexity": np.exp(loss / tokens)}

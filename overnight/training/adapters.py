@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from overnight.errors import Complaint, UserError
-from overnight.training.layers import depths, layer_stack
+from overnight.training.layers import depths, is_new, layer_stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,18 +25,23 @@ ADAPTER = "default"
 def train_little(model: PreTrainedModel, training: Training) -> int:
     """Leaves the head to be trained, and with `lora` adapters of all matrices in the layers that are not frozen.
 
+    What `layers.is_new` is trained wholly, since nothing can be learnt beside weights drawn by chance.
+
     Returns:
         How many layers from the bottom are not trained at all.
 
     Raises:
-        UserError: the layers hold no matrices that adapters are made for.
+        UserError: the layers hold no matrices that adapters are made for, or the model has no head of its own.
     """
     place, stack = depths(model), layer_stack(model)
-    head = {name for name, depth in place.items() if depth == max(place.values())}
+    kept = {name for name, depth in place.items() if depth > len(stack) or is_new(name)}
     if training.method == "lora":
         _inject(model, stack[training.freeze_layers :], training.lora_rank)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head or "lora_" in name)
+        parameter.requires_grad_(name in kept or "lora_" in name)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        rule = "this model has no head of its own: the embeddings are its last matrix too"
+        raise UserError(Complaint("training → method", rule, repr(training.method), "lora"))
     return training.freeze_layers if training.method == "lora" else len(stack)
 
 
@@ -60,7 +65,7 @@ def _inject(model: PreTrainedModel, layers: list[nn.Module], rank: int) -> None:
     from transformers.pytorch_utils import Conv1D
 
     inside = {module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear | Conv1D)}
-    names = [name for name, module in model.named_modules() if module in inside]
+    names = [name for name, module in model.named_modules() if module in inside and not is_new(name)]
     if not names:
         raise UserError(Complaint("training → method", "this model has no layers that adapters are made for", "'lora'"))
     transposed = any(isinstance(module, Conv1D) for module in inside)

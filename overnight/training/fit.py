@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
-from overnight.errors import Complaint, OvernightError
+from overnight.errors import Complaint, NightFailed, OvernightError
 from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
 from overnight.training.device import (
@@ -92,6 +92,7 @@ def fit(
     Raises:
         UserError: unknown model or metric, more layers frozen than there are.
         TrainingDiverged: the loss became infinite or not a number.
+        NightFailed: the metric cannot be told of the validation rows.
         OutOfMemory: not even one row fits into memory.
     """
     problem.check_metric(metric, facts)
@@ -272,7 +273,11 @@ class Run:
         loss = torch.zeros((), device=self.device)
         for batch, packing in batches:
             with self.accelerator.autocast():
-                outputs = self.packed(inputs(batch, self.problem.takes_labels), packing)
+                if self.problem.by_token and self.packed.tells_words:
+                    outputs = self.packed.flat(inputs(self.problem, batch), packing)
+                    batch = batch | {"labels": packing.pack(batch["labels"]).unsqueeze(0)}
+                else:
+                    outputs = self.packed(inputs(self.problem, batch), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted
             self.accelerator.backward(part)
             loss += part.detach()
@@ -350,6 +355,8 @@ class Run:
             self.raise_diverged(max(1, state["step"]))
         predictions = problem.decode(outputs, self.facts, self.validation, self.tokenizer)
         metrics = problem.metrics(self.targets, predictions, self.facts)
+        if self.metric not in metrics:
+            raise NightFailed(Complaint("evaluation → metric", "is undefined on the validation rows", self.metric))
         value = metrics[self.metric]
         record = self.progress() | {
             "evaluation": state["evaluations"],

@@ -84,11 +84,13 @@ def compute(
     model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
     freeze(model, training.freeze_layers, training.freeze_embeddings)
     packed = Packed(model, training.freeze_layers)
+    if not packed.takes_features:
+        return written
     folder.mkdir(parents=True, exist_ok=True)
     tokens = {side: int(rows.lengths.sum()) for side, rows in sides.items()}
     width = model.config.hidden_size
     size = 4 * width * sum(tokens.values())
-    if not packed.takes_features or size > SHARE_OF_DISK * shutil.disk_usage(folder).free:
+    if size > SHARE_OF_DISK * shutil.disk_usage(folder).free:
         return written
     model.to(Accelerator().device)
     packed.train(False)
@@ -105,7 +107,7 @@ def compute(
         with torch.inference_mode():
             for batch in bucket(rows.lengths, TOKENS.get(model.device.type, TOKENS["other"])):
                 tensors, packing = prepare(problem, model, rows, batch, None)
-                found.put(batch, packed.features(inputs(tensors), packing).cpu().numpy())
+                found.put(batch, packed.features(inputs(problem, tensors), packing).cpu().numpy())
         values.flush()
         os.replace(temporary, path)
         written["sides"].append(side)

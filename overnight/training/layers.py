@@ -1,4 +1,4 @@
-"""Where a parameter sits in an encoder, found without knowing the model's family."""
+"""Where a parameter sits in a model, found without knowing the model's family."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ if TYPE_CHECKING:
 
 
 def layer_stack(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the encoder from the bottom: the longest `ModuleList` of the base model; [] where there is none."""
-    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    return max((list(stack) for stack in stacks), key=len, default=[])
+    """The layers from the bottom: the longest `ModuleList` of the base model; [] where there is none.
+
+    Of an encoder-decoder those of the encoder, and above them those of the decoder.
+    """
+    halves = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
+    return [layer for half in halves for layer in _layers(half)]
+
+
+def is_new(name: str) -> bool:
+    """Whether a part is in no base: that by which a decoder made of an encoder reads the other half's states."""
+    return ".crossattention." in name
 
 
 def embeddings_of(model: PreTrainedModel) -> nn.Module | None:
@@ -26,16 +34,16 @@ def embeddings_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def depths(model: PreTrainedModel) -> dict[str, int]:
-    """Parameter name → depth: 0 embeddings, 1 … n the encoder's layers from the bottom, n + 1 all that is above.
+    """Parameter name → depth: 0 embeddings, 1 … n the layers from the bottom, n + 1 all that is above.
 
-    The layers are `layer_stack`'s (the encoder's, where a decoder has as many). Embeddings
-    are what shares a module with the input embeddings, every `nn.Embedding` outside of the layers (position tables
-    that the encoder holds), and projections named after them.
+    The layers are `layer_stack`'s; what else an encoder below a decoder has belongs to its highest. Embeddings are what
+    shares a module with the input embeddings, every `nn.Embedding` outside of the layers (position tables that the
+    encoder holds), and projections and normalisations named after them.
     """
     names = {module: name for name, module in model.named_modules()}
     place: dict[str, int] = {}
     stack = layer_stack(model)
-    count = len(stack)
+    encoder: nn.Module | None = model.get_encoder() if model.config.is_encoder_decoder else None
     for depth, layer in enumerate(stack, start=1):
         place |= {f"{names[layer]}.{name}": depth for name, _ in layer.named_parameters()}
     embeddings = embeddings_of(model)
@@ -43,22 +51,31 @@ def depths(model: PreTrainedModel) -> dict[str, int]:
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, _ in model.named_parameters():
         if name not in place:
-            lowest = name in tables or (holder and name.startswith(f"{holder}.")) or "embeddings" in name
-            place[name] = 0 if lowest else count + 1
+            lowest = name in tables or (holder and name.startswith(f"{holder}.")) or "embedding" in name
+            above = len(stack) + 1
+            if encoder is not None and name.startswith(f"{names[encoder]}."):
+                above = len(_layers(encoder))
+            place[name] = 0 if lowest else above
     return place
 
 
 def freeze(model: PreTrainedModel, layers: int, embeddings: bool) -> None:
     """Excludes the lowest `layers` (and with them the embeddings), or the embeddings alone, from training.
 
+    What `is_new` is trained wherever it stands.
+
     Raises:
         UserError: when the model has fewer layers.
     """
-    place = depths(model)
-    count = max(place.values()) - 1
+    place, count = depths(model), len(layer_stack(model))
     if layers > count:
         raise UserError(Complaint("training → freeze_layers", f"the model has {count} layers", str(layers)))
     lowest = layers if layers else 0 if embeddings else -1
     for name, parameter in model.named_parameters():
-        if place[name] <= lowest:
+        if place[name] <= lowest and not is_new(name):
             parameter.requires_grad_(False)
+
+
+def _layers(half: nn.Module) -> list[nn.Module]:
+    stacks = [module for module in half.modules() if isinstance(module, nn.ModuleList)]
+    return max((list(stack) for stack in stacks), key=len, default=[])

@@ -86,9 +86,9 @@ def load_pretrained(
         # an encoder-decoder that was put together of two models keeps theirs apart
         for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
             for key, value in part.to_dict().items():
-                wish = training.attention_dropout if "attention" in key else training.dropout
+                wish = training.attention_dropout if "attention" in key or "attn" in key else training.dropout
                 number = isinstance(value, int | float) and not isinstance(value, bool)
-                if "dropout" in key and number and wish is not None:
+                if ("dropout" in key or "pdrop" in key) and number and wish is not None:  # GPT-2 calls it attn_pdrop
                     setattr(part, key, wish)
         return auto_class.from_pretrained(
             folder,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from overnight.training.layers import depths
+from overnight.training.layers import depths, layer_stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,8 +26,7 @@ def parameter_groups(model: PreTrainedModel, training: Training) -> list[dict[st
     `layer_decay` times the rate of the one above it, the embeddings come last. Biases and normalisation weights have
     no weight decay.
     """
-    place = depths(model)
-    top = max(place.values()) - 1
+    place, top = depths(model), len(layer_stack(model))
     norms = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()

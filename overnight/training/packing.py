@@ -1,13 +1,14 @@
-"""Batches without padding: an encoder's layers see the tokens of a batch end to end, as one long row.
+"""Batches without padding: a model's layers see the tokens of a batch end to end, as one long row.
 
     packed = Packed(model)
     packing = Packing.of(batch["attention_mask"])
     outputs = packed(batch, packing)          # as model(**batch), without the work on padding
 
 Padding is two fifths of all tokens in random batches of tweets. Here hidden states are packed where they enter the
-first layer and unpacked where they leave the last, and attention looks at each sequence by itself; what comes before
-(embeddings) and after (the head) is the model's own. Where the head reads the first token alone, as BERT's
-classification heads do, the last layer computes no other.
+first layer and unpacked where they leave the last, and attention looks at each sequence by itself, in a causal model at
+what is before each token; what comes before (embeddings) and after (the head) is the model's own. Where the head reads
+the first token alone, as BERT's classification heads do, the last layer computes no other; the matrix by which a
+language model tells words, often as large as several layers, is given tokens alone too.
 
 Whether a model can be run so is found out by running it: once, on a small batch, against the padded model.
 """
@@ -15,6 +16,7 @@ Whether a model can be run so is found out by running it: once, on a small batch
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "overnight_packed"
+UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""What some models ask of attention, and packing does not do."""
 TOLERANCE = 1e-4
 """Largest difference to the padded model, as a share of the largest output, that counts as rounding in float32."""
 
@@ -85,13 +89,17 @@ class Packed:
     Attributes:
         way: "first" (packed, the last layer for the first token of a row only), "all" (packed) or "padded".
         takes_features: whether a `Packing` may bring the hidden states at the freeze line.
+        tells_words: whether the model's outputs are what its last matrix says of tokens alone.
     """
 
     def __init__(self, model: PreTrainedModel, frozen: int = 0):
         self.model, self.frozen = model, frozen
         self.way, self.takes_features = "padded", False
         self._embeddings, self._layers = embeddings_of(model), layer_stack(model)
-        self._skip = False
+        self._packing: Packing | None = None
+        self._flat = self.tells_words = False
+        # keys and values are kept for who goes on writing; nobody does where a whole batch is read at once
+        self._named = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -101,10 +109,22 @@ class Packed:
     def __call__(self, batch: Mapping[str, Tensor], packing: Packing) -> Any:
         """The model's outputs for a padded batch (without labels), both on its device."""
         if self.way == "padded":
-            return self.model(**batch)
-        self._skip = packing.features is not None
-        given = {name: values for name, values in batch.items() if name != "attention_mask"}
-        return self.model(**given, packing=packing)
+            return self.model(**batch, **self._named)
+        # without a mask a causal model would warn of padding; nothing comes of it, as attention goes by the packing
+        given = {name: values for name, values in batch.items() if self._named or name != "attention_mask"}
+        self._packing = packing
+        try:
+            return self.model(**given, **self._named, packing=packing)
+        finally:
+            self._packing = None
+
+    def flat(self, batch: Mapping[str, Tensor], packing: Packing) -> Any:
+        """The outputs with all tokens as one row (1 × tokens × …), if the model `tells_words`."""
+        self._flat = True
+        try:
+            return self(batch, packing)
+        finally:
+            self._flat = False
 
     def train(self, mode: bool = True) -> None:
         """Training or evaluation mode; what is frozen stays in the latter."""
@@ -136,7 +156,8 @@ class Packed:
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
 
-        if not self._layers:
+        mixed = {*(getattr(self.model.config, "layer_types", None) or ())} - {"full_attention"}
+        if not self._layers or self.model.config.is_encoder_decoder or mixed:
             return
         AttentionInterface.register(ATTENTION, packed_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls that bring a mask
@@ -144,7 +165,7 @@ class Packed:
         try:
             batch = _example(model)
             packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
-            expected = model(**batch)
+            expected = model(**batch, **self._named)
             model.set_attn_implementation(ATTENTION)
         except Exception:  # needs more than token ids, or has attention of its own
             return
@@ -155,7 +176,7 @@ class Packed:
                 return
             for step in undo:
                 step()
-        self.way = "padded"
+        self.way, self.tells_words = "padded", False
         model.set_attn_implementation(attention)
 
     def _agrees(self, batch: Mapping[str, Tensor], packing: Packing, expected: Any) -> bool:
@@ -171,13 +192,29 @@ class Packed:
         undo = [
             first.register_forward_pre_hook(_enter, with_kwargs=True).remove,
             last.register_forward_hook(_leave_first if self.way == "first" else _leave, with_kwargs=True).remove,
+            *(layer.register_forward_pre_hook(_turn, with_kwargs=True).remove for layer in self._layers),
         ]
+        words = self.model.get_output_embeddings()
+        self.tells_words = self.way == "all" and words is not None
+        if words is not None and self.tells_words:
+            undo += [
+                words.register_forward_pre_hook(self._enter_words).remove,
+                words.register_forward_hook(self._leave_words).remove,
+            ]
         if self.way == "first":
             shorten = _first_token_only(last)
             if shorten is not None:
                 last.forward = shorten
                 undo.append(lambda: delattr(last, "forward"))
         return undo
+
+    def _enter_words(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
+        return None if self._packing is None else (self._packing.pack(given[0]),)
+
+    def _leave_words(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        if self._packing is None:
+            return output
+        return output.unsqueeze(0) if self._flat else self._packing.pad(output)
 
     def _try_features(self, batch: Mapping[str, Tensor], packing: Packing, expected: Any) -> None:
         if self._embeddings is None or not 0 < self.frozen < len(self._layers):
@@ -194,7 +231,7 @@ class Packed:
 
     def _embed_unless_skipped(self, embed: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(*given: Any, **named: Any) -> Tensor:
-            if not self._skip:
+            if self._packing is None or self._packing.features is None:
                 return embed(*given, **named)
             ids = given[0] if given else named["input_ids"]
             return torch.zeros((1, 1, 1), device=ids.device).expand(*ids.shape, 1)
@@ -215,31 +252,46 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
-    **_: Any,
+    **named: Any,
 ) -> tuple[Tensor, None]:
-    """Attention (1 × heads × tokens × size) of each sequence to itself; without a packing, as the mask says."""
+    """Attention (1 × heads × tokens × size) of each sequence to itself; without a packing, as transformers does it.
+
+    Raises:
+        ValueError: the attention is of a kind that is not known here, which a small example would not tell.
+    """
     if packing is None:
-        out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
-        return out.transpose(1, 2).contiguous(), None
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **named)
+    if any(named.get(name) is not None for name in UNKNOWN):
+        raise ValueError(f"cannot be packed with {' or '.join(UNKNOWN)}")
+    causal = named.get("is_causal")
+    how = (packing, dropout, scaling, bool(getattr(module, "is_causal", True) if causal is None else causal))
+    # rotary embeddings may have left them in float32; several heads may share keys and values
+    query, shared = query.to(value.dtype), query.shape[1] // key.shape[1]
+    key, value = (part.to(value.dtype).repeat_interleave(shared, dim=1) for part in (key, value))
     if not query.is_cuda:
-        return _one_by_one(query, key, value, packing, dropout, scaling), None
+        return _one_by_one(query, key, value, *how), None
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    if dropout == 0 and _varlen_works(query.dtype, query.shape[-1]):
-        return _varlen(q, k, v, packing, scaling), None
-    return _padded(q, k, v, packing, dropout, scaling), None
+    if dropout == 0 and _varlen_works(query.dtype, query.shape[-1], how[-1]):
+        return _varlen(q, k, v, packing, scaling, how[-1]), None
+    return _padded(q, k, v, *how), None
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None, causal: bool) -> Tensor:
     """One call for all sequences (tokens × heads × size each), without padding: flash attention, on a GPU only."""
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = (packing.bounds, packing.bounds, max(packing.lengths), max(packing.lengths))
-    found: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling)
+    window = (-1, 0 if causal else -1)
+    found: Any = varlen_attn(
+        q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling, window_size=window
+    )
     return found.unsqueeze(0)
 
 
 @functools.cache
-def _varlen_works(dtype: torch.dtype, size: int) -> bool:
+def _varlen_works(dtype: torch.dtype, size: int, causal: bool) -> bool:
     """Whether this torch and this GPU have the kernel for heads of that type and size: found out by using it."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -247,7 +299,7 @@ def _varlen_works(dtype: torch.dtype, size: int) -> bool:
     q, k, v = given = [torch.randn(5, 2, size, dtype=dtype, device="cuda", requires_grad=True) for _ in range(3)]
     try:
         with torch.enable_grad():
-            found, expected = _varlen(q, k, v, packing, None), _padded(q, k, v, packing, 0.0, None)
+            found, expected = _varlen(q, k, v, packing, None, causal), _padded(q, k, v, packing, 0.0, None, causal)
             gradients = [torch.autograd.grad(out.float().square().sum(), given) for out in (found, expected)]
     except Exception:
         return False
@@ -256,21 +308,25 @@ def _varlen_works(dtype: torch.dtype, size: int) -> bool:
 
 
 def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None, causal: bool
 ) -> Tensor:
     """A call a sequence: on a CPU faster than padding, since the kernel is not kept waiting by short calls."""
     parts = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
     own = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in zip(*parts, strict=True)
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=causal)
+        for q, k, v in zip(*parts, strict=True)
     ]
     return torch.cat(own, dim=2).transpose(1, 2).contiguous()
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, scaling: float | None) -> Tensor:
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, scaling: float | None, causal: bool
+) -> Tensor:
     """One call for all sequences (tokens × heads × size each), padded for it alone."""
     q, k, v = (packing.pad(tensor).transpose(1, 2) for tensor in (q, k, v))
-    mask = packing.mask()[:, None, None]
-    out = scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
+    # padding is behind all that a causal model's tokens look at
+    mask = None if causal else packing.mask()[:, None, None]
+    out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling)
     return packing.pack(out.transpose(1, 2)).unsqueeze(0)
 
 
@@ -283,6 +339,20 @@ def _enter(
     padded = given[0] if given else named["hidden_states"]
     packed = (packing.pack(padded) if packing.features is None else packing.features).unsqueeze(0)
     return ((packed, *given[1:]), named) if given else (given, named | {"hidden_states": packed})
+
+
+def _turn(
+    layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Packs the sines and cosines of the places of tokens, where layers are given them (rotary embeddings)."""
+    packing: Packing | None = named.get("packing")
+    places = named.get("position_embeddings")
+    if packing is None or places is None:
+        return None
+    rows = len(packing.lengths)
+    return given, named | {
+        "position_embeddings": tuple(packing.pack(part.expand(rows, -1, -1)).unsqueeze(0) for part in places)
+    }
 
 
 def _leave(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:

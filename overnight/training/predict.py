@@ -71,7 +71,7 @@ def forward(
             with precision():
                 if problem.generates and each is None:
                     return problem.generate(model, tensors, facts or {})
-                outputs = packed(inputs(tensors, problem.takes_labels), packing)
+                outputs = packed(inputs(problem, tensors), packing)
                 if each is not None:
                     each(outputs, tensors)
                 if problem.generates == "always":
@@ -122,9 +122,9 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def inputs(batch: Mapping[str, torch.Tensor], labels: bool = False) -> dict[str, torch.Tensor]:
-    """What the model sees of a batch: all but the labels, of which the problem makes the loss; also them, if asked."""
-    return {name: tensor for name, tensor in batch.items() if labels or name != "labels"}
+def inputs(problem: Problem, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the model sees of a batch."""
+    return {name: tensor for name, tensor in batch.items() if name not in problem.beside}
 
 
 def load_finished(problem: Problem, folder: str | Path, facts: Facts) -> Packed:
@@ -188,7 +188,7 @@ class Scorer:
         with torch.inference_mode():
             for batch in bucket(lengths, TOKENS.get(model.device.type, TOKENS["other"])):
                 tensors = to_device(collate(self.problem, model, features, batch), model.device)
-                states = reader(**inputs(tensors)).last_hidden_state
+                states = reader(**inputs(self.problem, tensors)).last_hidden_state
                 mask = tensors["attention_mask"].unsqueeze(-1)
                 for row, values in zip(
                     batch, ((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy(), strict=True
