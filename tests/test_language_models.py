@@ -245,8 +245,12 @@ class TestTextGeneration:
         model = CAUSAL.load_model(str(small), FACTS, PLAIN).eval()
         features = features_of(CAUSAL, small, [LINES[0], "a", " ".join(LINES)], FACTS, 48)
         batch = CAUSAL.collate(features, 0)
+
+        def whole(batch):  # transformers moves labels along by itself
+            return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
         with torch.no_grad():
-            outputs = model(**inputs(CAUSAL, batch), labels=batch["labels"])
+            outputs = model(**inputs(CAUSAL, batch), labels=whole(batch))
         count = CAUSAL.counted(batch)
         assert count == sum(len(one["input_ids"]) - 1 for one in features)
         assert float(CAUSAL.loss(outputs, batch, PLAIN, None)) == pytest.approx(float(outputs.loss) * count, rel=1e-5)
@@ -254,9 +258,8 @@ class TestTextGeneration:
         for one in features:
             single = CAUSAL.collate([one], 0)
             with torch.no_grad():
-                alone.append(
-                    float(model(**inputs(CAUSAL, single), labels=single["labels"]).loss) * CAUSAL.counted(single)
-                )
+                mean = model(**inputs(CAUSAL, single), labels=whole(single)).loss
+            alone.append(float(mean) * CAUSAL.counted(single))
         measured = forward(CAUSAL, Packed(model), features, each=lambda outputs, batch: None)
         assert [one[0] for one in measured] == pytest.approx(alone, rel=1e-4)
 

@@ -51,8 +51,8 @@ class Problem(ABC):
     """When `generate` writes, token by token: never, for answers alone, or also when a trial is evaluated. Facts then
     hold `generation`, the settings of the config."""
     by_token: ClassVar[bool] = False
-    """Whether `loss` is a sum over the tokens of `labels`, whatever row they are in: where it saves work, it is given
-    all of them as one row, and outputs alike."""
+    """Whether `loss` is a sum over the tokens that have a label, whatever row they are in: where it saves work, it is
+    given these alone as one row, and outputs alike."""
     beside: ClassVar[frozenset[str]] = frozenset({"labels"})
     """What `collate` adds for the problem alone, and no model is given."""
     draws_inputs: ClassVar[bool] = False

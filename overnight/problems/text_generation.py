@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from overnight.problems.base import Facts, Prediction, Problem
-from overnight.problems.texts import IGNORED, generation_settings
+from overnight.problems.texts import IGNORED, generation_settings, labelled_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,20 +86,20 @@ class TextGeneration(Problem):
         from overnight.training.data import pad
 
         batch = pad([{name: one[name] for name in ("input_ids", "last")} for one in features], pad_token_id)
-        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-        batch["labels"][:, 0] = IGNORED  # nothing stands before it, least of all the text of another row
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED).roll(-1, 1)
+        batch["labels"][:, -1] = IGNORED  # nothing stands behind it, least of all its first token
         return batch
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"][:, 1:] != IGNORED).sum())
+        return labelled_tokens(batch)
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], training: Training, class_weights: Any) -> Tensor:
-        """Cross-entropy of each token, given those before it."""
+        """Cross-entropy of each token's next one, which is its label."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(
-            outputs.logits[:, :-1].float().flatten(0, 1),
-            batch["labels"][:, 1:].flatten(),
+            outputs.logits.float().flatten(0, 1),
+            batch["labels"].flatten(),
             label_smoothing=training.label_smoothing,
             reduction="sum",
         )
@@ -109,8 +109,8 @@ class TextGeneration(Problem):
         import torch
         from torch.nn.functional import cross_entropy
 
-        wanted = batch["labels"][:, 1:]
-        each = cross_entropy(outputs.logits[:, :-1].float().transpose(1, 2), wanted, reduction="none")
+        wanted = batch["labels"]
+        each = cross_entropy(outputs.logits.float().transpose(1, 2), wanted, reduction="none")
         sums: np.ndarray = torch.stack([each.sum(1), (wanted != IGNORED).sum(1)], dim=1).double().cpu().numpy()
         return list(sums)
 

@@ -97,7 +97,8 @@ class Packed:
         self.way, self.takes_features = "padded", False
         self._embeddings, self._layers = embeddings_of(model), layer_stack(model)
         self._packing: Packing | None = None
-        self._flat = self.tells_words = False
+        self._asked: Tensor | None = None
+        self.tells_words = False
         # keys and values are kept for who goes on writing; nobody does where a whole batch is read at once
         self._named = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         training = model.training
@@ -118,13 +119,17 @@ class Packed:
         finally:
             self._packing = None
 
-    def flat(self, batch: Mapping[str, Tensor], packing: Packing) -> Any:
-        """The outputs with all tokens as one row (1 × tokens × …), if the model `tells_words`."""
-        self._flat = True
+    def flat(self, batch: Mapping[str, Tensor], packing: Packing, asked: Tensor) -> Any:
+        """The outputs of some tokens alone as one row (1 × asked × …), if the model `tells_words`.
+
+        Args:
+            asked: places of these tokens among all of the batch, end to end.
+        """
+        self._asked = asked
         try:
             return self(batch, packing)
         finally:
-            self._flat = False
+            self._asked = None
 
     def train(self, mode: bool = True) -> None:
         """Training or evaluation mode; what is frozen stays in the latter."""
@@ -209,12 +214,15 @@ class Packed:
         return undo
 
     def _enter_words(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
-        return None if self._packing is None else (self._packing.pack(given[0]),)
+        if self._packing is None:
+            return None
+        tokens = self._packing.pack(given[0])
+        return (tokens if self._asked is None else tokens.index_select(0, self._asked),)
 
     def _leave_words(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
         if self._packing is None:
             return output
-        return output.unsqueeze(0) if self._flat else self._packing.pad(output)
+        return self._packing.pad(output) if self._asked is None else output.unsqueeze(0)
 
     def _try_features(self, batch: Mapping[str, Tensor], packing: Packing, expected: Any) -> None:
         if self._embeddings is None or not 0 < self.frozen < len(self._layers):
