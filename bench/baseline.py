@@ -195,7 +195,7 @@ def compressed(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -
     known = "\n".join(seen.text).encode()
 
     def size(more: bytes) -> int:
-        packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9}])
+        packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 3}])
         return len(packer.compress(known + b"\n" + more)) + len(packer.flush())
 
     alone, found = size(b""), []
