@@ -39,8 +39,9 @@ def plan_night(home: Home, config: Config, where: str, folder: Path) -> dict[str
     machine = this_machine(run_child(look_around, folder / "machine", 1))
     places = Places(machine, config.search.parallel, trials=config.search.wanted, devices=config.training.devices)
     share = places.all[0].threads
-    speed = last or float(run_child(measure_speed, folder / "speed", share, config=config, rows=rows.path)["speed"])
-    trial = train * config.training.epochs / speed
+    measured = run_child(measure_speed, folder / "speed", share, config=config, rows=rows.path, known=last)
+    speed = float(measured["speed"])
+    trial = train * measured["samples_a_row"] * config.training.epochs / speed
     search = config.search.wanted * trial / len(places.all)
     if config.search.minutes:
         search = min(search, 60 * config.search.minutes)
@@ -89,8 +90,11 @@ def _peak_bytes(weights: int) -> int:
     return 6 * weights + 50_000_000
 
 
-def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float]:
-    """Samples a second of a few seconds of training; runs in a child process."""
+def measure_speed(folder: Path, *, config: Config, rows: str, known: float | None = None) -> dict[str, float]:
+    """`speed`: samples a second of a few seconds of training, unless known; `samples_a_row`: windows, of long texts.
+
+    Runs in a child process.
+    """
     from overnight.data.store import read_columns
     from overnight.intake import facts_of
     from overnight.training import data
@@ -110,6 +114,9 @@ def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float
         base = ModelReference(resolve_base(config.model.base), config.model.revision)
     tokenizer = load_tokenizer(base.base, base.revision)
     tokens = data.write(folder / "tokens", [problem.encode(tokenizer, batch, facts, config.model.max_length)], {})
+    samples_a_row = len(tokens) / len(batch[problem.target])
+    if known:
+        return {"speed": known, "samples_a_row": samples_a_row}
     begun: list[float] = []
     speeds: list[float] = []
 
@@ -123,7 +130,8 @@ def measure_speed(folder: Path, *, config: Config, rows: str) -> dict[str, float
         on_log=lambda line: speeds.append(line["samples_per_second"]), should_stop=stop, log_every_seconds=2.0,
     )  # fmt: skip
     # the first span holds the warming up of memory and kernels
-    return {"speed": statistics.median(speeds[1:] or speeds or [result["samples_per_second"]])}
+    speed = statistics.median(speeds[1:] or speeds or [result["samples_per_second"]])
+    return {"speed": speed, "samples_a_row": samples_a_row}
 
 
 def _last_speed(home: Home, config: Config) -> float | None:
