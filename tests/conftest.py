@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -277,6 +278,24 @@ def prefect_api(tmp_path_factory):
             if value is not None:
                 os.environ[name] = value
         yield api
+
+
+@pytest.fixture
+def mlflow_address(tmp_path):
+    """A real MLflow server with its database and its artifacts (`art`) in the test's folder."""
+    from overnight.services import _await_health, free_port
+    from overnight.tracking.store import QUIET
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
+    server = subprocess.Popen(command, env=os.environ | QUIET, cwd=tmp_path, start_new_session=True)
+    try:
+        _await_health(f"{address}/health", server, None, 240)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 @pytest.fixture

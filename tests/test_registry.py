@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from overnight.errors import NightFailed, UserError
 from overnight.home import Home
+from overnight.services import free_port
 from overnight.tracking import registry, runs, store
 
 LABELS = ["bad", "good", "plain"]
@@ -264,12 +264,6 @@ def test_descriptions(home, model_folder):
     assert client.get_registered_model("sentiment").description == "Ask Ana before you use it"
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 def answers(url: str, server: subprocess.Popen, seconds: float = 240) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
@@ -315,31 +309,22 @@ def test_served_by_mlflow(registered, tmp_path):
 
 
 @pytest.mark.slow
-def test_shared_server(tmp_path, model_folder, monkeypatch):
+def test_shared_server(tmp_path, model_folder, mlflow_address):
     """Against a real MLflow server: register, fetch once, notice damage, list; artifacts travel over HTTP."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
-    server = subprocess.Popen(command, env=os.environ | store.QUIET, cwd=tmp_path, start_new_session=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        assert answers(f"{address}/health", server)
-        shared = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": address})
-        store.prepare(shared)
-        version = register(shared, model_folder)
-        registry.set_alias(shared, "sentiment", registry.CHAMPION, 1)
-        assert registry.champion(shared, "sentiment").aliases == ("champion",)
-        folder = registry.download(shared, version)
-        assert folder == shared.root / "models" / "sentiment" / "1"
-        assert set(os.listdir(folder)) == set(os.listdir(model_folder))
-        stamp = (folder / "model.safetensors").stat().st_mtime_ns
-        assert registry.download(shared, version) == folder
-        assert (folder / "model.safetensors").stat().st_mtime_ns == stamp, "fetched once"
-        (folder / "model.safetensors").write_bytes(b"broken")
-        with pytest.raises(NightFailed, match="not those"):
-            registry.download(shared, version)
-        assert registry.sha256(registry.download(shared, version) / "model.safetensors") == registry.sha256(
-            model_folder / "model.safetensors"
-        )
-    finally:
-        end(server)
+    shared = Home.from_environment({"OVERNIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_address})
+    store.prepare(shared)
+    version = register(shared, model_folder)
+    registry.set_alias(shared, "sentiment", registry.CHAMPION, 1)
+    assert registry.champion(shared, "sentiment").aliases == ("champion",)
+    folder = registry.download(shared, version)
+    assert folder == shared.root / "models" / "sentiment" / "1"
+    assert set(os.listdir(folder)) == set(os.listdir(model_folder))
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    assert registry.download(shared, version) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp, "fetched once"
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(NightFailed, match="not those"):
+        registry.download(shared, version)
+    assert registry.sha256(registry.download(shared, version) / "model.safetensors") == registry.sha256(
+        model_folder / "model.safetensors"
+    )

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,8 +20,7 @@ from overnight.home import Home, write_json
 from overnight.nights import begin_night
 from overnight.search.studies import old_studies, rewrite_journal
 from overnight.search.study import Study
-from overnight.services import _await_health, free_port
-from overnight.tracking import ledger, registry, store
+from overnight.tracking import ledger, registry
 from overnight.unused import disk_usage, remove
 
 eight_nights, home = cleaned_home.eight_nights, cleaned_home.home
@@ -198,30 +194,20 @@ def test_flow_runs_go_with_their_nights(home):
 
 
 @pytest.mark.slow
-def test_a_shared_mlflow_server(tmp_path):
+def test_a_shared_mlflow_server(tmp_path, mlflow_address):
     """Behind a server: the bytes on its disk go, its rows are marked, and it is said who removes them."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
-    server = subprocess.Popen(command, env=os.environ | store.QUIET, cwd=tmp_path, start_new_session=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _await_health(f"{address}/health", server, None, 120)
-        environment = {"OVERNIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": address}
-        shared = Home.from_environment(environment)
-        for number in range(1, 5):
-            make_night(shared, number)
-            if number < 3:
-                ledger.promote(shared, NAME, number, reason="r", smoke=lambda folder: None)
-        before = disk_usage([tmp_path / "art"])
-        done = clean(shared, {NAME: Retention(nights=1)}, apply=True)
-        assert before - disk_usage([tmp_path / "art"]) > 100_000
-        assert [version.number for version in registry.versions(shared, NAME)] == [1, 2, 4]
-        assert len(list((tmp_path / "art").rglob("*.safetensors"))) == 3 and len(all_runs(shared)) == 4 * 3
-        assert "`mlflow gc` there" in done[NAME].notes[0]
-        again = clean(shared, {NAME: Retention(nights=1)}, apply=True)
-        assert not sum(item.count for cleaned in again.values() for item in cleaned.items)
-        assert registry.download(shared, registry.champion(shared, NAME)).is_dir()
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    environment = {"OVERNIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_address}
+    shared = Home.from_environment(environment)
+    for number in range(1, 5):
+        make_night(shared, number)
+        if number < 3:
+            ledger.promote(shared, NAME, number, reason="r", smoke=lambda folder: None)
+    before = disk_usage([tmp_path / "art"])
+    done = clean(shared, {NAME: Retention(nights=1)}, apply=True)
+    assert before - disk_usage([tmp_path / "art"]) > 100_000
+    assert [version.number for version in registry.versions(shared, NAME)] == [1, 2, 4]
+    assert len(list((tmp_path / "art").rglob("*.safetensors"))) == 3 and len(all_runs(shared)) == 4 * 3
+    assert "`mlflow gc` there" in done[NAME].notes[0]
+    again = clean(shared, {NAME: Retention(nights=1)}, apply=True)
+    assert not sum(item.count for cleaned in again.values() for item in cleaned.items)
+    assert registry.download(shared, registry.champion(shared, NAME)).is_dir()
