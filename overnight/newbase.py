@@ -39,13 +39,21 @@ def make(folder: Path, *, base: str, train: str, roles: list[str], settings: dic
     """Makes the base; runs in a child process."""
     from overnight.training.scratch import make_base
 
-    told = {"texts": 0}
+    texts = _Texts(train, roles)
+    make_base(Path(base), texts, **settings)
+    return {"texts": texts.count}
 
-    def texts() -> Iterator[str]:
-        for role in roles:
-            for text in filter(None, read_cells(train, role)):
-                told["texts"] += 1
+
+class _Texts:
+    """The texts of a Parquet file, which is read as often as they are gone through."""
+
+    def __init__(self, path: str, roles: list[str]):
+        self._path, self._roles = path, roles
+        self.count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.count = 0
+        for role in self._roles:
+            for text in filter(None, read_cells(self._path, role)):
+                self.count += 1
                 yield text
-
-    make_base(Path(base), texts(), **settings)
-    return told

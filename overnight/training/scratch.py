@@ -38,7 +38,7 @@ def make_base(
     """A folder with a model of random weights and its tokenizer, as `from_pretrained` reads it; made once.
 
     Args:
-        texts: what the tokenizer is trained on: WordPiece for `bert`, byte-level BPE for `gpt2`.
+        texts: what the tokenizer is trained on, gone through twice: WordPiece for `bert`, byte-level BPE for `gpt2`.
         vocabulary: tokens at most.
         length: the longest input.
     """
@@ -92,7 +92,6 @@ def _word_piece(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBas
     from transformers import BertTokenizer
 
     trained = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    texts = list(texts)
     # each sign is a token, and another one within words: with more of them there would be more tokens than asked for
     signs = min(max(LEAST_SIGNS, _frequent_signs(texts)), (vocabulary - 5) // 2)
     trained.train_from_iterator(texts, vocab_size=vocabulary, limit_alphabet=signs, show_progress=False)
