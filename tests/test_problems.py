@@ -237,7 +237,8 @@ class TestContract:
         rows = [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
         batch = problem.collate(rows, 0)
         assert not batch["attention_mask"].all()
-        packing, shown = Packing.of(batch["attention_mask"]), inputs(problem, batch)
+        labels = batch["labels"] if problem.by_token else None
+        packing, shown = Packing.of(batch["attention_mask"], labels=labels), inputs(problem, batch)
 
         def trained(outputs, batch):
             loss = problem.loss(outputs, batch, PLAIN, None)
@@ -252,10 +253,9 @@ class TestContract:
         found = [trained(packed(shown, packing), batch)]
         if problem.by_token:
             assert packed.tells_words
-            labels = packing.pack(batch["labels"])
-            asked = (labels >= 0).nonzero().squeeze(1)
-            row = batch | {"labels": labels[asked].unsqueeze(0)}
-            found.append(trained(packed.flat(shown, packing, asked), row))
+            row = batch | {"labels": packing.labels(batch["labels"])}
+            assert row["labels"].shape == (1, problem.counted(batch))
+            found.append(trained(packed.flat(shown, packing), row))
         scale = max(float(value.abs().max()) for value in expected.values())
         for packed_loss, gradients in found:
             assert packed_loss == pytest.approx(loss, rel=1e-5)

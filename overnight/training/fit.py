@@ -18,7 +18,6 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
 from overnight.errors import Complaint, NightFailed, OvernightError
-from overnight.problems.texts import IGNORED
 from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
 from overnight.training.device import (
@@ -275,10 +274,8 @@ class Run:
         for batch, packing in batches:
             with self.accelerator.autocast():
                 if self.problem.by_token and self.packed.tells_words:
-                    labels = packing.pack(batch["labels"])
-                    asked = (labels != IGNORED).nonzero().squeeze(1)
-                    outputs = self.packed.flat(inputs(self.problem, batch), packing, asked)
-                    batch = batch | {"labels": labels[asked].unsqueeze(0)}
+                    outputs = self.packed.flat(inputs(self.problem, batch), packing)
+                    batch = batch | {"labels": packing.labels(batch["labels"])}
                 else:
                     outputs = self.packed(inputs(self.problem, batch), packing)
             part = self.problem.loss(outputs, batch, self.training, self.class_weights) / self.counted

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from overnight.problems.texts import IGNORED
 from overnight.training.layers import embeddings_of, layer_stack
 
 if TYPE_CHECKING:
@@ -49,23 +50,35 @@ class Packing:
     """Where each row's tokens start; one more entry at the end (int32)."""
     features: Tensor | None = None
     """Hidden states (tokens × width) at the freeze line; present: what is below it is not computed."""
+    labelled: Tensor | None = None
+    """Places, among all tokens, of those that have a label; for `Packed.flat`."""
 
     @classmethod
-    def of(cls, attention_mask: Tensor, features: Tensor | None = None) -> Packing:
-        """From a mask on the CPU whose rows are ones, then zeros."""
+    def of(cls, attention_mask: Tensor, features: Tensor | None = None, labels: Tensor | None = None) -> Packing:
+        """From a mask (and `labels`, of which it keeps where there are any) on the CPU, whose rows are ones, then
+        zeros."""
         lengths = attention_mask.sum(1)
         index = attention_mask.reshape(-1).nonzero().squeeze(1)
         bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-        return cls(lengths.tolist(), index, bounds, features)
+        labelled = None if labels is None else (labels.reshape(-1)[index] != IGNORED).nonzero().squeeze(1)
+        return cls(lengths.tolist(), index, bounds, features, labelled)
 
     def to(self, device: torch.device) -> Packing:
-        features = None if self.features is None else self.features.to(device, non_blocking=True)
         index, bounds = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.bounds))
-        return Packing(self.lengths, index, bounds, features)
+        features, labelled = (
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.features, self.labelled)
+        )
+        return Packing(self.lengths, index, bounds, features, labelled)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(rows, longest, …) → (tokens, …)."""
         return padded.flatten(0, 1).index_select(0, self.index)
+
+    def labels(self, padded: Tensor) -> Tensor:
+        """(rows, longest) → (1, labelled): the labels that there are."""
+        assert self.labelled is not None
+        return self.pack(padded).index_select(0, self.labelled).unsqueeze(0)
 
     def pad(self, packed: Tensor) -> Tensor:
         """(tokens, …) → (rows, longest, …), zero where there is no token."""
@@ -119,13 +132,9 @@ class Packed:
         finally:
             self._packing = None
 
-    def flat(self, batch: Mapping[str, Tensor], packing: Packing, asked: Tensor) -> Any:
-        """The outputs of some tokens alone as one row (1 × asked × …), if the model `tells_words`.
-
-        Args:
-            asked: places of these tokens among all of the batch, end to end.
-        """
-        self._asked = asked
+    def flat(self, batch: Mapping[str, Tensor], packing: Packing) -> Any:
+        """The outputs of the labelled tokens alone as one row (1 × labelled × …), if the model `tells_words`."""
+        self._asked = packing.labelled
         try:
             return self(batch, packing)
         finally:

@@ -114,7 +114,8 @@ def prepare(
 ) -> tuple[dict[str, torch.Tensor], Packing]:
     """The rows of one batch as padded tensors, and how to pack them, on the model's device."""
     tensors = collate(problem, model, rows, batch)
-    packing = Packing.of(tensors["attention_mask"], features.of(batch) if features else None)
+    labels = tensors["labels"] if problem.by_token else None  # looked at here: on a GPU it would wait for every step
+    packing = Packing.of(tensors["attention_mask"], features.of(batch) if features else None, labels)
     return to_device(tensors, model.device), packing.to(model.device)
 
 
