@@ -85,7 +85,7 @@ def test_metrics():
 
 def test_other_labels_are_refused():
     columns = {"text": ["a"] * 4, "second": ["b"] * 4, "label": [NEXT, None, "entailment", OTHER]}
-    assert PROBLEM.prepare(columns, str) == [None, None, "unknown_label", None]
+    assert PROBLEM.prepare(columns, str) == [None, None, "neither_next_nor_other", None]
 
 
 def test_bases_without_the_head_are_refused(tmp_path):

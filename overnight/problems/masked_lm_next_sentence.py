@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LABELS = (NEXT, OTHER)
 """In the order of the head of transformers' BERT."""
+NEITHER = "neither_next_nor_other"
 
 
 class MaskedLMNextSentence(MaskedLM):
@@ -37,7 +38,7 @@ class MaskedLMNextSentence(MaskedLM):
 
     def prepare(self, columns: dict[str, list[Cell]], clean: Callable[[str], Cell]) -> list[str | None]:
         """Refuses rows with other labels than `next` and `other`."""
-        return [None if cell is None or cell.strip() in LABELS else "unknown_label" for cell in columns["label"]]
+        return [None if cell is None or cell.strip() in LABELS else NEITHER for cell in columns["label"]]
 
     def facts(self, rows: Mapping[str, Iterable[Any]]) -> Facts:
         return {"labels": list(LABELS)}
