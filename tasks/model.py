@@ -109,8 +109,10 @@ def judge(
     if sets:
         table("also_on", list(map(_row, sets)), f"{metric} on data of elsewhere")
     found["elsewhere"] = sets
-    texts = {role: rows[role].tolist() for role in dict.fromkeys((*roles, kind.target))}
-    found["samples"] = samples(texts, kind.target, predictions) if quote and kind.generates else []
+    found["samples"] = []
+    if quote and kind.generates:
+        texts = {role: rows[role].tolist() for role in dict.fromkeys((*roles, kind.target))}
+        found["samples"] = samples(texts, kind.target, predictions)
     markdown("evaluation", _evaluation_markdown(found["candidate"]), f"The candidate on {len(targets):,} test rows")
     return found
 
