@@ -17,6 +17,7 @@ from transformers import (
     BertLMHeadModel,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -28,6 +29,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     ModernBertConfig,
+    ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
     OPTConfig,
     OPTForCausalLM,
@@ -38,6 +40,7 @@ from transformers import (
 )
 
 from overnight import problems
+from overnight.errors import UserError
 from overnight.settings import Training
 from overnight.training import data
 from overnight.training.dropout import CheapDropout, use_cheap_dropout
@@ -63,6 +66,10 @@ MODELS = {
     "roberta": (lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)), "first"),
     "electra": (lambda: ElectraForSequenceClassification(ElectraConfig(**BERT, embedding_size=8)), "first"),
     "distilbert": (lambda: DistilBertForSequenceClassification(DistilBertConfig(**SIZES, **DISTIL)), "first"),
+    "rotary": (
+        lambda: ModernBertForSequenceClassification(ModernBertConfig(**BERT, **MARKS, global_attn_every_n_layers=1)),
+        "first",
+    ),
     "tokens": (lambda: BertForTokenClassification(BertConfig(**BERT)), "all"),
     "causal bert": (lambda: BertLMHeadModel(BertConfig(**BERT, is_decoder=True)), "all"),
     "masked bert": (lambda: BertForMaskedLM(BertConfig(**BERT)), "all"),
@@ -127,6 +134,52 @@ def test_packed_equals_padded(kind):
         < 1e-5
     )
     assert torch.allclose(model(**batch).logits, model(**batch).logits), "the model itself still takes padded batches"
+
+
+def drops(kind):
+    """A model, a batch, its packing without a third of the tokens, and the padded batch of those that are left."""
+    torch.manual_seed(1)
+    build, _ = MODELS[kind]
+    model = build().train()
+    batch = batch_of(model)
+    packing = Packing.of(batch["attention_mask"]).drop(0.4)
+    assert sum(packing.lengths) < batch["attention_mask"].sum() and min(packing.lengths) == 1
+    places = packing.pad(packing.given) % batch["input_ids"].shape[1]
+    mask = packing.mask().long()
+    assert not places[:, 0].any(), "the first token of each row stays"
+    left = {"input_ids": batch["input_ids"].gather(1, places) * mask, "attention_mask": mask, "position_ids": places}
+    return model, batch, packing, left
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "rotary"])
+def test_dropped_tokens_are_as_if_cut_out(kind):
+    """The other tokens keep their places: logits and gradients of a padded batch that says so."""
+    model, batch, packing, left = drops(kind)
+    plain = model(**left).logits
+    expected = gradients(model, plain, None)
+    packed = Packed(model)
+    assert packed.way == "first"
+    logits = packed(batch, packing).logits
+    assert torch.allclose(logits, plain, rtol=1e-5, atol=1e-6)
+    assert worst(gradients(model, logits, None), expected) < 1e-5
+
+
+def test_dropped_tokens_are_dropped_from_features_too():
+    """From the hidden states at the freeze line: the same logits, whether tokens are dropped before or after."""
+    model, batch, _, _ = drops("bert")
+    freeze(model, 1, False)
+    packed = Packed(model, 1)
+    packing = Packing.of(batch["attention_mask"])
+    packing = dataclasses.replace(packing, features=packed.features(batch, packing).detach())
+    torch.manual_seed(7)
+    dropped = packing.drop(0.5)
+    rows = torch.zeros(len(packing.lengths) * max(packing.lengths), packing.features.shape[1])
+    rows[packing.index] = packing.features
+    assert torch.equal(dropped.features, rows[dropped.given])
+    assert len(dropped.features) == sum(dropped.lengths) < len(packing.features)
+    torch.manual_seed(7)
+    assert torch.equal(packing.drop(0.5).given, dropped.given), "the same for a seed"
+    assert torch.isfinite(packed(batch, dropped).logits).all()
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
@@ -207,10 +260,11 @@ def rows(tmp_path, tiny_model, tiny_rows):
 FROZEN = Training(epochs=2, batch_size=16, learning_rate=3e-3, freeze_layers=1)
 
 
-def test_run_with_features_is_the_run_without(tmp_path, tiny_model, rows):
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_run_with_features_is_the_run_without(tmp_path, tiny_model, rows, share):
     """Computed beforehand or as they are needed, the frozen layers' part of a run is the same."""
     facts, rows = rows
-    training = FROZEN
+    training = dataclasses.replace(FROZEN, token_dropout=share)
     reference = ModelReference(str(tiny_model))
     written = compute(PROBLEM, reference, facts, training, rows, tmp_path / "features")
     assert written["sides"] == ["train", "validation"]
@@ -238,3 +292,20 @@ def test_full_disk_leaves_features_to_the_trials(tmp_path, tiny_model, rows, mon
     monkeypatch.setattr(os, "posix_fallocate", full)
     written = compute(PROBLEM, ModelReference(str(tiny_model)), facts, FROZEN, rows, tmp_path / "features")
     assert written == {"sides": [], "bytes": 0} and not list((tmp_path / "features").iterdir())
+
+
+def test_tokens_that_the_head_reads_are_not_dropped(tmp_path, rows):
+    """A model that cannot be given some of the tokens is not trained as if it could."""
+    facts, rows = rows
+    DebertaV2Model(DebertaV2Config(**BERT)).save_pretrained(tmp_path / "base")
+    training = Training(token_dropout=0.3)
+    with pytest.raises(UserError, match="token_dropout: .*first token of a text alone, got DebertaV2For"):
+        fit(
+            PROBLEM,
+            ModelReference(str(tmp_path / "base")),
+            facts,
+            *rows.values(),
+            training,
+            folder=tmp_path / "run",
+            metric="macro_f1",
+        )

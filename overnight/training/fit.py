@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
 
-from overnight.errors import Complaint, NightFailed, OvernightError
+from overnight.errors import Complaint, NightFailed, OvernightError, UserError
 from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
 from overnight.training.device import (
@@ -78,7 +78,8 @@ def fit(
         folder: the run's own; gets `best/` (weights and configuration) and, while it runs, `snapshot/`.
         metric: the metric of the problem by which evaluations are compared.
         on_log: is given step, steps, epoch, loss (mean since the last log), learning_rate, samples_per_second,
-            tokens_per_second (without padding), every `log_every_seconds` and at evaluations.
+            tokens_per_second (without padding, but with what `token_dropout` leaves out), every `log_every_seconds` and
+            at evaluations.
         on_evaluation: is given step, steps, epoch, evaluation (0, 1, …), validation_loss, metrics, value.
         features: folder in which `frozen.compute` left the hidden states of `train` and `validation`, if it did.
         should_stop: asked before every step; `prune` ends the run at once, `budget` after one last evaluation.
@@ -90,7 +91,7 @@ def fit(
         GPU), devices, packing, precision, parameters, trainable_parameters.
 
     Raises:
-        UserError: unknown model or metric, more layers frozen than there are.
+        UserError: unknown model or metric, more layers frozen than there are, tokens dropped that the head reads.
         TrainingDiverged: the loss became infinite or not a number.
         NightFailed: the metric cannot be told of the validation rows.
         OutOfMemory: not even one row fits into memory.
@@ -131,6 +132,9 @@ class Run:
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.packed = Packed(self.model, frozen)
+        if training.token_dropout and self.packed.way != "first":
+            rule = "can be used only where the head reads the first token of a text alone"
+            raise UserError(Complaint("training → token_dropout", rule, type(self.model).__name__))
         if self.device.type == "cpu":
             keep_freed_memory()
             use_cheap_dropout(self.model)
@@ -267,7 +271,8 @@ class Run:
 
     def gradients(self, parts: list[np.ndarray]) -> torch.Tensor:
         """Adds up the gradients of a step's micro-batches; returns their share of the step's mean loss."""
-        batches = [prepare(self.problem, self.model, self.train, part, self.train_features) for part in parts]
+        drop = self.training.token_dropout
+        batches = [prepare(self.problem, self.model, self.train, part, self.train_features, drop) for part in parts]
         if self.counted is None:  # asked of the others once a step, however often memory runs out here
             self.counted = max(1, self.team.total(sum(self.problem.counted(batch) for batch, _ in batches)))
         loss = torch.zeros((), device=self.device)

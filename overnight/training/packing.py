@@ -45,13 +45,15 @@ class Packing:
     lengths: list[int]
     """Tokens of each row."""
     index: Tensor
-    """For each token its place in rows × longest."""
+    """For each token its place in rows × longest, where longest is that of `lengths`."""
     bounds: Tensor
     """Where each row's tokens start; one more entry at the end (int32)."""
     features: Tensor | None = None
     """Hidden states (tokens × width) at the freeze line; present: what is below it is not computed."""
     labelled: Tensor | None = None
     """Places, among all tokens, of those that have a label; for `Packed.flat`."""
+    given: Tensor | None = None
+    """For each token its place in the batch as the model is given it, where tokens were dropped; else it is `index`."""
 
     @classmethod
     def of(cls, attention_mask: Tensor, features: Tensor | None = None, labels: Tensor | None = None) -> Packing:
@@ -63,13 +65,30 @@ class Packing:
         labelled = None if labels is None else (labels.reshape(-1)[index] != IGNORED).nonzero().squeeze(1)
         return cls(lengths.tolist(), index, bounds, features, labelled)
 
+    def drop(self, share: float) -> Packing:
+        """Without some of the tokens: of each row another share, from nothing to twice `share`; its first token, which
+        the head reads, stays.
+
+        Layers that see fewer tokens cost less. Those that are left keep their places, so that a model that was trained
+        so reads whole texts. After PatchDropout (Liu et al. 2023), which does it to the patches of images.
+        """
+        lengths = torch.tensor(self.lengths)
+        shares = 2 * share * torch.rand(len(lengths))
+        stays = torch.rand(len(self.index)) >= shares.repeat_interleave(lengths)
+        stays[self.bounds[:-1]] = True
+        rows = torch.arange(len(lengths)).repeat_interleave(lengths)
+        left = rows[stays].bincount(minlength=len(lengths))
+        kept = Packing.of(torch.arange(int(left.max())) < left[:, None])
+        return replace(kept, features=None if self.features is None else self.features[stays], given=self.index[stays])
+
     def to(self, device: torch.device) -> Packing:
-        index, bounds = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.bounds))
-        features, labelled = (
-            None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.features, self.labelled)
-        )
-        return Packing(self.lengths, index, bounds, features, labelled)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved)
+
+    def enter(self, padded: Tensor) -> Tensor:
+        """(rows, longest of the batch as it is given, …) → (tokens, …)."""
+        return padded.flatten(0, 1).index_select(0, self.index if self.given is None else self.given)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(rows, longest, …) → (tokens, …)."""
@@ -354,7 +373,7 @@ def _enter(
     if packing is None:
         return None
     padded = given[0] if given else named["hidden_states"]
-    packed = (packing.pack(padded) if packing.features is None else packing.features).unsqueeze(0)
+    packed = (packing.enter(padded) if packing.features is None else packing.features).unsqueeze(0)
     return ((packed, *given[1:]), named) if given else (given, named | {"hidden_states": packed})
 
 
@@ -368,7 +387,7 @@ def _turn(
         return None
     rows = len(packing.lengths)
     return given, named | {
-        "position_embeddings": tuple(packing.pack(part.expand(rows, -1, -1)).unsqueeze(0) for part in places)
+        "position_embeddings": tuple(packing.enter(part.expand(rows, -1, -1)).unsqueeze(0) for part in places)
     }
 
 

@@ -110,12 +110,18 @@ def collate(problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarr
 
 
 def prepare(
-    problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray, features: Features | None
+    problem: Problem, model: PreTrainedModel, rows: Any, batch: np.ndarray, features: Features | None, drop: float = 0.0
 ) -> tuple[dict[str, torch.Tensor], Packing]:
-    """The rows of one batch as padded tensors, and how to pack them, on the model's device."""
+    """The rows of one batch as padded tensors, and how to pack them, on the model's device.
+
+    Args:
+        drop: share of the tokens that is left out of the packing.
+    """
     tensors = collate(problem, model, rows, batch)
     labels = tensors["labels"] if problem.by_token else None  # looked at here: on a GPU it would wait for every step
     packing = Packing.of(tensors["attention_mask"], features.of(batch) if features else None, labels)
+    if drop:
+        packing = packing.drop(drop)
     return to_device(tensors, model.device), packing.to(model.device)
 
 
