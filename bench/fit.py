@@ -107,8 +107,8 @@ def report(kind: str, rows: int, found: dict[str, list[dict[str, Any]]]) -> None
         table.append([NAMES[side], speed, f"{tokens:,.0f}", *against, f"{mean(scores):.3f}{spread}"])
     notes = (
         f"{len(scores)} pairs, {rows:,} rows, batch size {BATCH[kind]}, {EPOCHS:g} epochs; macro F1 of "
-        f"{TEST_ROWS[kind]} test rows: mean ± standard deviation over the seeds. Where layers are frozen, the time includes the hidden "
-        "states at the freeze line, which a search computes once; dropped tokens count as read."
+        f"{TEST_ROWS[kind]} test rows: mean ± standard deviation over the seeds. Where layers are frozen, the time "
+        "includes the hidden states at the freeze line, which a search computes once; dropped tokens count as read."
     )
     header = ["side", "samples/s", "real tokens/s", "times trainer", "times best effort", "macro F1"]
     record(f"fit {kind}", f"One fine-tuning run, {kind} texts", header, table, notes)
