@@ -129,6 +129,7 @@ def ignore(record: dict[str, Any]) -> None:
 
 
 def _ours(side: str, job: dict[str, Any], train: Any, test: Any, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import overnight.warm  # noqa: F401  # no side's imports are timed
     from overnight.settings import Training
     from overnight.training.fit import Run
     from overnight.training.frozen import compute

@@ -118,6 +118,9 @@ def search(
                     )
                     running[future] = ask.number, place
                     future.add_done_callback(done.put)
+                # here, so that the next trial does not wait for what is shown
+                _keep_best(study, night_folder)
+                _show(study, shown)
                 if not running:
                     break
                 future = done.get()
@@ -132,8 +135,6 @@ def search(
                 elif result["state"] == "failed":
                     failures.append(result["error"])
                 emit(trial=number, **{k: result[k] for k in ("state", "value", "seconds", "error") if k in result})
-                _keep_best(study, night_folder)
-                _show(study, shown)
         except BaseException:
             end_children()  # else the threads of the trials would keep an interrupted night waiting
             raise
