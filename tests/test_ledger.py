@@ -238,6 +238,11 @@ def test_either_copy_is_rebuilt_from_the_other(home):
     assert ledger.read(home, NAME) == entries and ledger.rebuild(home, NAME) == 2
     mirror.write_bytes(mirror.read_bytes()[:-20])
     assert ledger.rebuild(home, NAME) == 1
+    other = Home(home.root / "other", home.tracking_uri, home.study_storage, None)
+    assert ledger.rebuild(other, NAME) == 0, "what other machines wrote is no loss of this one"
+    assert ledger._ordered(ledger._mirrored(other, NAME)) == entries
+    store.client(home).delete_registered_model_tag(NAME, entries[0].key)
+    assert ledger.rebuild(other, NAME) == 1
     mirror_alone = Home(home.root, "http://127.0.0.1:9", home.study_storage, None)
     assert ledger._ordered(ledger._mirrored(mirror_alone, NAME)) == entries
     assert ledger._ordered(ledger._kept(home, NAME)) == entries

@@ -95,7 +95,10 @@ def last_move(home: Home, name: str) -> Entry | None:
 
 
 def rebuild(home: Home, name: str) -> int:
-    """Writes into MLflow and into the home what only the other has; returns how many entries that were."""
+    """Writes into MLflow and into the home what only the other has; returns how many entries had been lost.
+
+    Those of a shared server that this home has not seen yet are news of other machines, not losses.
+    """
     with registry.one_writer(home, name), reaching(home):
         mirrored, kept = _mirrored(home, name), _kept(home, name)
         if kept is None:
@@ -105,7 +108,7 @@ def rebuild(home: Home, name: str) -> int:
         missing = _ordered({id: entry for id, entry in kept.items() if id not in mirrored})
         if missing:
             _mirror(home, name, missing)
-        return len(missing) + len(mirrored.keys() - kept.keys())
+        return len(mirrored.keys() - kept.keys()) + (len(missing) if home.embedded_tracking else 0)
 
 
 def problems(entries: list[Entry]) -> list[str]:
