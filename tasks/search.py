@@ -166,7 +166,7 @@ def search(
 def _show(study: Study, shown: Callable[[float, str], None]) -> None:
     """How far the search is, on its artifact."""
     counts = study.counts
-    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
     best = f"; best is trial {study.best().number}" if counts["finished"] else ""
     shown(100 * sum(counts.values()) / study.search.wanted, f"{said} of {study.search.wanted} trials{best}")
 
