@@ -76,9 +76,9 @@ class Training:
     """Dropout of attention weights, which keeps the fast kernels from being used; null: the model's own."""
 
     token_dropout: Annotated[float, Bounds(low=0, high=0.5)] = 0.0
-    """Share of the tokens that the trained layers do not see, other ones at each step, which saves that share of their
-    time; of one text more, of another less. For models whose head reads the first token alone, as BERT's classification
-    heads do."""
+    """Share of the tokens that the trained layers do not see, other ones at each step, which saves a good part of the
+    time spent on them; of one text more, of another less. For models whose head reads the first token alone, as BERT's
+    classification heads do."""
 
     label_smoothing: Annotated[float, Bounds(low=0, high=0.5)] = 0.0
     """Share of the target's probability spread over all classes."""
