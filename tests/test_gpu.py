@@ -6,6 +6,7 @@ python -m pytest -m gpu tests/test_gpu.py
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from overnight import problems
 from overnight.settings import Training
 from overnight.training import data
+from overnight.training.attention import KERNELS, padded, works
+from overnight.training.compiled import compile_layers
 from overnight.training.fit import fit
 from overnight.training.frozen import compute
 from overnight.training.models import ModelReference, load_tokenizer
-from overnight.training.packing import Packed, Packing, _varlen_works
+from overnight.training.packing import Packed, Packing
 from overnight.training.predict import predict
 
 pytestmark = [
@@ -86,13 +89,44 @@ def test_packed_equals_padded(precision, tolerance, make, way):
     assert worst(gradients(model, logits), expected) < tolerance
 
 
-def test_attention_without_padding_is_used():
-    """This GPU has the kernel; without it the engine works, but pads."""
+@pytest.mark.parametrize("kernel", ["short", "varlen"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_without_padding_is_used(kernel, causal):
+    """This GPU has the kernels; without them the engine works, but pads."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs an Ampere GPU or a newer one")
-    for causal in (False, True):
-        assert _varlen_works(torch.bfloat16, 32, causal) and _varlen_works(torch.bfloat16, 64, causal)
-        assert not _varlen_works(torch.float32, 64, causal)
+    for size in (32, 64):
+        assert works(kernel, torch.bfloat16, size, causal) and not works(kernel, torch.float32, size, causal)
+
+
+@pytest.mark.parametrize("kernel", ["short", "varlen"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_agree_with_padding(kernel, causal):
+    """Outputs and gradients for texts of one token up to four tiles, within the rounding of bf16."""
+    torch.manual_seed(3)
+    lengths = torch.tensor([1, 31, 32, 33, 128, 7, 64, 100])
+    packing = Packing.of(torch.arange(128) < lengths[:, None]).to(torch.device("cuda"))
+    given = [torch.randn(int(lengths.sum()), 3, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    exact = [tensor.double().requires_grad_() for tensor in given]
+    given = [tensor.requires_grad_() for tensor in given]
+    found = KERNELS[kernel](*given, packing, None, causal)
+    expected = padded(*exact, packing, 0.0, None, causal)
+    slope = torch.randn_like(expected)
+    pairs = [(found, expected)]
+    pairs += zip(
+        torch.autograd.grad(found, given, slope.bfloat16()), torch.autograd.grad(expected, exact, slope), strict=True
+    )
+    for a, b in pairs:
+        assert float((a - b).abs().max() / b.abs().max()) < 2e-2
+
+
+def test_compiled_equals_plain():
+    """Gradients in float32 are those of the layers as they were, and evaluations still run them so."""
+    model, batch = model_and_batch()
+    packed, packing = Packed(model), Packing.of(batch["attention_mask"].cpu()).to(model.device)
+    expected = gradients(model, packed(batch, packing).logits)
+    assert compile_layers(packed, nullcontext)
+    assert worst(gradients(model, packed(batch, packing).logits), expected) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -107,7 +141,7 @@ def test_learns(tmp_path, tiny_model, tiny_rows, precision, frozen):
         )
         for side, part in (("train", slice(0, 280)), ("validation", slice(280, 400)))
     }
-    training = dataclasses.replace(TRAINING, precision=precision, freeze_layers=frozen)
+    training = dataclasses.replace(TRAINING, precision=precision, freeze_layers=frozen, epochs=5 if not frozen else 15)
     reference = ModelReference(str(tiny_model))
     written = compute(PROBLEM, reference, facts, training, sides, tmp_path / "features")
     assert written["sides"] == (["train", "validation"] if frozen else [])

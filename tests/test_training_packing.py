@@ -43,13 +43,14 @@ from overnight import problems
 from overnight.errors import UserError
 from overnight.settings import Training
 from overnight.training import data
+from overnight.training.attention import one_by_one, padded
 from overnight.training.dropout import CheapDropout, use_cheap_dropout
 from overnight.training.files import forget
 from overnight.training.fit import fit
 from overnight.training.frozen import Features, compute
 from overnight.training.layers import freeze
 from overnight.training.models import ModelReference, load_tokenizer
-from overnight.training.packing import Packed, Packing, _one_by_one, _padded
+from overnight.training.packing import Packed, Packing
 
 PROBLEM = problems.get("sequence-classification")
 GPT2 = {"vocab_size": 60, "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 2}
@@ -217,11 +218,11 @@ def test_attention_arrangements_agree(causal):
     mask = (torch.arange(7) < lengths[:, None]).long()
     packing = Packing.of(mask)
     q, k, v = (torch.randn(1, 2, 12, 8, requires_grad=True) for _ in range(3))
-    own = _one_by_one(q, k, v, packing, 0.0, 0.3, causal)
+    own = one_by_one(q, k, v, packing, 0.0, 0.3, causal)
     flat = [tensor.squeeze(0).transpose(0, 1) for tensor in (q, k, v)]
-    padded = _padded(*flat, packing, 0.0, 0.3, causal)
-    assert torch.allclose(own, padded, atol=1e-6)
-    for a, b in zip(*(torch.autograd.grad((x * x).sum(), (q, k, v)) for x in (own, padded)), strict=True):
+    expected = padded(*flat, packing, 0.0, 0.3, causal)
+    assert torch.allclose(own, expected, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad((x * x).sum(), (q, k, v)) for x in (own, expected)), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

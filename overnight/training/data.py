@@ -152,7 +152,8 @@ def pad(features: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, t
 
 
 def _map(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    # a plain view: each slice of a memmap is made a memmap of its own, which takes longer than reading it
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 class _Column:

@@ -20,6 +20,7 @@ from accelerate.utils.memory import clear_device_cache
 from overnight.errors import Complaint, NightFailed, OvernightError, UserError
 from overnight.training.adapters import train_little
 from overnight.training.batches import Plan
+from overnight.training.compiled import compile_layers, wanted
 from overnight.training.device import (
     OutOfMemory,
     device_busy,
@@ -32,7 +33,7 @@ from overnight.training.device import (
 from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
 from overnight.training.frozen import Features
-from overnight.training.layers import freeze
+from overnight.training.layers import freeze, narrow_norms
 from overnight.training.models import load_tokenizer
 from overnight.training.optimizers import make_optimizer, schedule, set_rates
 from overnight.training.packing import Packed
@@ -138,6 +139,8 @@ class Run:
         if self.device.type == "cpu":
             keep_freed_memory()
             use_cheap_dropout(self.model)
+        elif self.precision == "bf16":
+            narrow_norms(self.model)
         self.model.to(self.device)
         self.packed.train()
         if self.team.size > 1:
@@ -155,6 +158,8 @@ class Run:
         self.tokenizer = load_tokenizer(model_ref.base, model_ref.revision) if problem.generates else None
         padded = self.packed.way == "padded"
         self.plan = Plan(train.lengths, training.batch_size, training.epochs, training.seed, by_length=padded)
+        tokens = int(train.lengths.sum() * training.epochs)
+        self.compiled = wanted(training, self.model, tokens) and compile_layers(self.packed, self.accelerator.autocast)
         evaluations = max(1, round(training.epochs * training.evaluations_per_epoch))
         self.evaluate_at = {max(1, round(self.plan.steps * (k + 1) / evaluations)) for k in range(evaluations)}
         self.identity = {
@@ -397,6 +402,7 @@ class Run:
             "devices": self.team.size,
             "packing": self.packed.way,
             "precision": self.precision,
+            "compiled": self.compiled,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trainable_parameters": sum(p.numel() for p in self.trainable),
         }

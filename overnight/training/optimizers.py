@@ -33,18 +33,19 @@ def parameter_groups(model: PreTrainedModel, training: Training) -> list[dict[st
         if "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and name not in norms
-            groups.setdefault((min(place[name], top), decayed), []).append(parameter)
+            peak = training.learning_rate * training.layer_decay ** (top - min(place[name], top))
+            groups.setdefault((peak, decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak": training.learning_rate * training.layer_decay ** (top - depth),
+            "peak": peak,
             "weight_decay": training.weight_decay if decayed else 0.0,
         }
-        for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (peak, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

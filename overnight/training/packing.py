@@ -15,7 +15,6 @@ Whether a model can be run so is found out by running it: once, on a small batch
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,14 +25,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from overnight.problems.texts import IGNORED
+from overnight.training.attention import packed_attention
 from overnight.training.layers import embeddings_of, layer_stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "overnight_packed"
-UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What some models ask of attention, and packing does not do."""
 TOLERANCE = 1e-4
 """Largest difference to the padded model, as a share of the largest output, that counts as rounding in float32."""
 
@@ -44,8 +42,10 @@ class Packing:
 
     lengths: list[int]
     """Tokens of each row."""
+    longest: int
+    """Tokens of the longest row."""
     index: Tensor
-    """For each token its place in rows × longest, where longest is that of `lengths`."""
+    """For each token its place in rows × longest."""
     bounds: Tensor
     """Where each row's tokens start; one more entry at the end (int32)."""
     features: Tensor | None = None
@@ -63,7 +63,7 @@ class Packing:
         index = attention_mask.reshape(-1).nonzero().squeeze(1)
         bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
         labelled = None if labels is None else (labels.reshape(-1)[index] != IGNORED).nonzero().squeeze(1)
-        return cls(lengths.tolist(), index, bounds, features, labelled)
+        return cls(lengths.tolist(), int(lengths.max()), index, bounds, features, labelled)
 
     def drop(self, share: float) -> Packing:
         """Without some of the tokens: of each row another share, from nothing to twice `share`; its first token, which
@@ -83,7 +83,7 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        moved: dict[str, Any] = to_device(tensors, device)
         return replace(self, **moved)
 
     def enter(self, padded: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ class Packing:
 
     def pad(self, packed: Tensor) -> Tensor:
         """(tokens, …) → (rows, longest, …), zero where there is no token."""
-        rows, longest = len(self.lengths), max(self.lengths)
-        empty = packed.new_zeros(rows * longest, *packed.shape[1:])
-        return empty.index_copy(0, self.index, packed).unflatten(0, (rows, longest))
+        rows = len(self.bounds) - 1
+        empty = packed.new_zeros(rows * self.longest, *packed.shape[1:])
+        return empty.index_copy(0, self.index, packed).unflatten(0, (rows, self.longest))
 
     def mask(self) -> Tensor:
         """True where there is a token (rows × longest)."""
-        return torch.arange(max(self.lengths), device=self.bounds.device) < self.bounds.diff()[:, None]
+        return torch.arange(self.longest, device=self.bounds.device) < self.bounds.diff()[:, None]
 
 
 class Packed:
@@ -167,6 +167,13 @@ class Packed:
                 if module is not None:
                     module.eval()
 
+    def trained_layers(self) -> list[nn.Module]:
+        """Layers that are not frozen and see all tokens of a batch; none where it is padded."""
+        if self.way == "padded":
+            return []
+        shortened = "forward" in vars(self._layers[-1])
+        return list(self._layers[self.frozen : len(self._layers) - shortened])
+
     def features(self, batch: Mapping[str, Tensor], packing: Packing) -> Tensor:
         """Hidden states (tokens × width) at the freeze line, for batches to come; nothing above it is computed."""
         found: list[Tensor] = []
@@ -196,7 +203,7 @@ class Packed:
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # for calls that bring a mask
         model, attention = self.model, self.model.config._attn_implementation
         try:
-            batch = _example(model)
+            batch = example(model)
             packing = Packing.of(batch["attention_mask"].cpu()).to(model.device)
             expected = model(**batch, **self._named)
             model.set_attn_implementation(ATTENTION)
@@ -279,93 +286,6 @@ class _Enough(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    packing: Packing | None = None,
-    **named: Any,
-) -> tuple[Tensor, None]:
-    """Attention (1 × heads × tokens × size) of each sequence to itself; without a packing, as transformers does it.
-
-    Raises:
-        ValueError: the attention is of a kind that is not known here, which a small example would not tell.
-    """
-    if packing is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **named)
-    if any(named.get(name) is not None for name in UNKNOWN):
-        raise ValueError(f"cannot be packed with {' or '.join(UNKNOWN)}")
-    causal = named.get("is_causal")
-    how = (packing, dropout, scaling, bool(getattr(module, "is_causal", True) if causal is None else causal))
-    # rotary embeddings may have left them in float32; several heads may share keys and values
-    query, shared = query.to(value.dtype), query.shape[1] // key.shape[1]
-    key, value = (part.to(value.dtype).repeat_interleave(shared, dim=1) for part in (key, value))
-    if not query.is_cuda:
-        return _one_by_one(query, key, value, *how), None
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    if dropout == 0 and _varlen_works(query.dtype, query.shape[-1], how[-1]):
-        return _varlen(q, k, v, packing, scaling, how[-1]), None
-    return _padded(q, k, v, *how), None
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None, causal: bool) -> Tensor:
-    """One call for all sequences (tokens × heads × size each), without padding: flash attention, on a GPU only."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    lengths = (packing.bounds, packing.bounds, max(packing.lengths), max(packing.lengths))
-    window = (-1, 0 if causal else -1)
-    found: Any = varlen_attn(
-        q.contiguous(), k.contiguous(), v.contiguous(), *lengths, scale=scaling, window_size=window
-    )
-    return found.unsqueeze(0)
-
-
-@functools.cache
-def _varlen_works(dtype: torch.dtype, size: int, causal: bool) -> bool:
-    """Whether this torch and this GPU have the kernel for heads of that type and size: found out by using it."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return False
-    packing = Packing.of(torch.tensor([[1, 1, 1], [1, 1, 0]])).to(torch.device("cuda"))
-    q, k, v = given = [torch.randn(5, 2, size, dtype=dtype, device="cuda", requires_grad=True) for _ in range(3)]
-    try:
-        with torch.enable_grad():
-            found, expected = _varlen(q, k, v, packing, None, causal), _padded(q, k, v, packing, 0.0, None, causal)
-            gradients = [torch.autograd.grad(out.float().square().sum(), given) for out in (found, expected)]
-    except Exception:
-        return False
-    pairs = [(found, expected), *zip(*gradients, strict=True)]
-    return all(bool(torch.allclose(a, b, rtol=0.1, atol=0.05)) for a, b in pairs)
-
-
-def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float, scaling: float | None, causal: bool
-) -> Tensor:
-    """A call a sequence: on a CPU faster than padding, since the kernel is not kept waiting by short calls."""
-    parts = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
-    own = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=causal)
-        for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(own, dim=2).transpose(1, 2).contiguous()
-
-
-def _padded(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float, scaling: float | None, causal: bool
-) -> Tensor:
-    """One call for all sequences (tokens × heads × size each), padded for it alone."""
-    q, k, v = (packing.pad(tensor).transpose(1, 2) for tensor in (q, k, v))
-    # padding is behind all that a causal model's tokens look at
-    mask = None if causal else packing.mask()[:, None, None]
-    out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling)
-    return packing.pack(out.transpose(1, 2)).unsqueeze(0)
-
-
 def _enter(
     layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -442,7 +362,14 @@ def _first_token_only(layer: Any) -> Callable[..., Tensor] | None:
     return short
 
 
-def _example(model: PreTrainedModel) -> dict[str, Tensor]:
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the CPU, moved; a GPU need not have done its work before."""
+    if device.type == "cuda":  # copied from pageable memory only after all that was asked of the GPU earlier
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def example(model: PreTrainedModel) -> dict[str, Tensor]:
     """A small padded batch of two rows."""
     lengths = torch.tensor([[9], [5]])
     mask = (torch.arange(9) < lengths).long()

@@ -18,7 +18,7 @@ from overnight.training.batches import bucket
 from overnight.training.card import CARD, Card
 from overnight.training.device import OutOfMemory, is_out_of_memory
 from overnight.training.models import load_tokenizer
-from overnight.training.packing import Packed, Packing
+from overnight.training.packing import Packed, Packing, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,10 +123,6 @@ def prepare(
     if drop:
         packing = packing.drop(drop)
     return to_device(tensors, model.device), packing.to(model.device)
-
-
-def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def inputs(problem: Problem, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
