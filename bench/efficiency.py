@@ -14,13 +14,13 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import texts
 from bench.results import apart, record
+from bench.work import matrix_rate, operations
 
 BATCH = 16
 
@@ -62,11 +62,8 @@ def main() -> None:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own: real tokens a second, the work they are, and the rate of matrix products."""
-    import numpy as np
-
     from overnight.settings import Training
     from overnight.training.fit import fit
-    from overnight.training.layers import layer_stack
     from overnight.training.models import ModelReference, resolve_base
 
     kind = job["kind"]
@@ -75,45 +72,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     facts = {"labels": sorted(train.label.unique())}
     training = Training(epochs=1, batch_size=BATCH, evaluations_per_epoch=1, seed=job["seed"])
     model = texts.PROBLEM.load_model(base, facts, training)
-    layers = layer_stack(model)
-    parameters = sum(p.numel() for layer in layers for p in layer.parameters())
     with tempfile.TemporaryDirectory(dir=job["folder"]) as place:
         rows = [
             texts.tokenized(part, base, facts, texts.MAX_LENGTH[kind], Path(place, name))
             for name, part in (("train", train), ("validation", train[:16]))
         ]
-        before = matrix_rate(training)
+        before = matrix_rate(training.precision)
         result = fit(texts.PROBLEM, ModelReference(base), facts, *rows, training, folder=Path(place), metric="macro_f1")
-        after = matrix_rate(training)
-    lengths = rows[0].lengths.astype(np.float64)
-    pairs_a_token = float((lengths**2).sum() / lengths.sum())
-    each = 6 * parameters + 12 * len(layers) * model.config.hidden_size * pairs_a_token
+        after = matrix_rate(training.precision)
     tokens = result["tokens_per_second"]
     return {
         "tokens": tokens,
-        "work": each * tokens,
+        "work": operations(model, rows[0].lengths) * tokens,
         "rate": (before + after) / 2,
         "precision": result["precision"],
     }
-
-
-def matrix_rate(training: Any) -> float:
-    """Operations a second of large square matrix products on the device and in the number format of the training."""
-    import torch
-
-    from overnight.training.device import make_accelerator
-
-    accelerator, precision = make_accelerator(training.precision)
-    size = 2048 if accelerator.device.type == "cpu" else 8192
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=accelerator.device, dtype=dtype) for _ in range(2))
-    rates = []
-    for _ in range(12):
-        began = time.perf_counter()
-        found = a @ b
-        float(found[0, 0])  # waits for the device
-        rates.append(2 * size**3 / (time.perf_counter() - began))
-    return median(rates[2:])
 
 
 if __name__ == "__main__":
