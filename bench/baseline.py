@@ -86,6 +86,40 @@ def _labels(classes: Any, shares: np.ndarray) -> list[Prediction]:
     ]
 
 
+def tf_idf_labels(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> list[Prediction]:
+    """As `tf_idf`, one regression a label; said from the probability on that is best for rows left out in turn."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    from overnight.problems.multi_label_classification import best_threshold
+
+    problem, labels = problems.get("multi-label-classification"), record["facts"]["labels"]
+    marks = MultiLabelBinarizer(classes=labels).fit_transform([problem.truth(cell) for cell in seen.labels])
+    words = TfidfVectorizer(min_df=2, sublinear_tf=True, ngram_range=(1, 2))
+    model = make_pipeline(words, OneVsRestClassifier(LogisticRegression(C=4, max_iter=1000)))
+    left_out = cross_val_predict(model, _texts(seen), marks, cv=3, method="predict_proba")
+    limit = best_threshold(left_out.reshape(-1), marks.reshape(-1))
+    return [
+        {
+            "labels": [label for label, x in zip(labels, row, strict=True) if x >= limit],
+            "scores": dict(zip(labels, row, strict=True)),
+        }
+        for row in model.fit(_texts(seen), marks).predict_proba(_texts(test)).tolist()
+    ]
+
+
+def commonest_labels(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> list[Prediction]:
+    """The same for every text: each label's share, the commonest said."""
+    problem, labels = problems.get("multi-label-classification"), record["facts"]["labels"]
+    counts = Counter(label for cell in seen.labels for label in problem.truth(cell))
+    scores = {label: counts[label] / len(seen) for label in labels}
+    return [{"labels": [max(labels, key=lambda label: scores[label])], "scores": scores} for _ in range(len(test))]
+
+
 def tf_idf_characters(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> list[Prediction]:
     """As `tf_idf`, of characters."""
     return tf_idf(seen, test, record, characters=True)
@@ -181,6 +215,11 @@ def copied(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> li
     return [{"output": text} for text in test.text]
 
 
+def lead(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> list[Prediction]:
+    """The first sentence of the text."""
+    return [{"output": re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]} for text in test.text]
+
+
 def translation_memory(seen: pd.DataFrame, test: pd.DataFrame, record: dict[str, Any]) -> list[Prediction]:
     """The target of the most alike text, by TF-IDF of characters."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -237,10 +276,15 @@ LABELS: dict[str, Baseline] = {
 BASELINES: dict[str, dict[str, Baseline]] = {
     "sequence-classification": LABELS,
     "pair-classification": {**LABELS, "overlap of words, logistic regression": overlap},
+    "multi-label-classification": {
+        "TF-IDF of words, a logistic regression a label": tf_idf_labels,
+        "the commonest label": commonest_labels,
+    },
     "regression": {"TF-IDF of words, ridge regression": ridge},
     "token-classification": {"gazetteer": gazetteer},
     "question-answering": {"words beside the question's": likest_sentence, "no answer": no_answer},
     "translation": {"copied": copied, "translation memory": translation_memory},
+    "summarization": {"the first sentence": lead},
     "text-generation": {"LZMA": compressed},
     "masked-lm": {"the commonest tokens": commonest},
 }

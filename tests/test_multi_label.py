@@ -18,7 +18,7 @@ from overnight.data.ingest import ingest
 from overnight.data.normalise import normalise
 from overnight.errors import DataRefused
 from overnight.evaluation import evaluate
-from overnight.problems.multi_label_classification import ENOUGH, _best_threshold
+from overnight.problems.multi_label_classification import ENOUGH, best_threshold
 from overnight.settings import Training
 from overnight.training.models import load_tokenizer
 
@@ -121,12 +121,12 @@ def test_rare_labels_share_a_threshold():
 
 def test_thresholds_lie_between():
     """Half-way between neighbours; below the last one when all are wanted; at a score with nothing below but equals."""
-    assert _best_threshold(np.array([0.2, 0.9, 0.4]), np.array([0.0, 1.0, 1.0])) == pytest.approx(0.3)
-    assert 0 < _best_threshold(np.array([0.2, 0.9]), np.array([1.0, 1.0])) < 0.2
-    assert 0.1 < _best_threshold(np.array([0.3, 0.3, 0.1]), np.array([1.0, 0.0, 0.0])) < 0.3
+    assert best_threshold(np.array([0.2, 0.9, 0.4]), np.array([0.0, 1.0, 1.0])) == pytest.approx(0.3)
+    assert 0 < best_threshold(np.array([0.2, 0.9]), np.array([1.0, 1.0])) < 0.2
+    assert 0.1 < best_threshold(np.array([0.3, 0.3, 0.1]), np.array([1.0, 0.0, 0.0])) < 0.3
     for above in (1.0, np.nextafter(1.0, 0.0)):
         below = np.nextafter(above, 0.0)
-        assert below < _best_threshold(np.array([above, below]), np.array([1.0, 0.0])) <= above
+        assert below < best_threshold(np.array([above, below]), np.array([1.0, 0.0])) <= above
 
 
 @pytest.mark.parametrize(

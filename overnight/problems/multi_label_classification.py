@@ -115,9 +115,9 @@ class MultiLabelClassification(Problem):
         labels = facts["labels"]
         truth = _marks(targets, labels)
         shares = _probabilities(outputs)
-        together = _best_threshold(shares.reshape(-1), truth.reshape(-1))
+        together = best_threshold(shares.reshape(-1), truth.reshape(-1))
         thresholds = [
-            _best_threshold(shares[:, i], truth[:, i]) if truth[:, i].sum() >= ENOUGH else together
+            best_threshold(shares[:, i], truth[:, i]) if truth[:, i].sum() >= ENOUGH else together
             for i in range(len(labels))
         ]
         return facts | {"thresholds": thresholds}
@@ -191,7 +191,7 @@ def _probabilities(outputs: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def _best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
+def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
     """Half-way between the two neighbouring scores that part with the best F1; 0.5 when nothing is true."""
     import numpy as np
 
