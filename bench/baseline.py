@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
 def _say(name: str, metrics: dict[str, Any]) -> None:
     print(name)
     for metric, found in metrics.items():
-        if "/" not in metric and found["value"] is not None:
+        if "/" not in metric and found["value"] is not None and found["low"] is not None:
             print(f"{'':12}{metric:22} {found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]")
 
 

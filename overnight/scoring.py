@@ -29,6 +29,7 @@ def score_models(
     text_roles: list[str],
     candidate: str | None = None,
     validation: str | None = None,
+    metric: str | None = None,
     timed: bool = True,
 ) -> dict[str, Any]:
     """Scores every row with every model; runs in a child process.
@@ -40,6 +41,7 @@ def score_models(
         text_roles: columns that hold the texts.
         candidate: name of the model whose folder also gets a golden set.
         validation: tokenized rows by which the candidate is tuned first, where its problem has something to tune.
+        metric: what it is tuned for; absent: the problem's default.
         timed: whether latency is measured.
 
     Returns:
@@ -53,7 +55,7 @@ def score_models(
     texts = parquet.read_table(rows, columns=text_roles).to_pylist()
     scorers = {name: Scorer(path) for name, path in models.items()}
     if candidate is not None and validation is not None:
-        _tune(scorers[candidate], Path(models[candidate]), validation)
+        _tune(scorers[candidate], Path(models[candidate]), validation, metric)
     predictions = {name: scorer.predict_texts(texts) for name, scorer in scorers.items()}
     (folder / PREDICTIONS).write_text(json.dumps(predictions))
     if candidate is not None:
@@ -64,7 +66,7 @@ def score_models(
     return {"latency": measured}
 
 
-def _tune(scorer: Scorer, folder: Path, validation: str) -> None:
+def _tune(scorer: Scorer, folder: Path, validation: str, metric: str | None) -> None:
     from overnight.training import data
     from overnight.training.card import write_card
     from overnight.training.predict import forward
@@ -73,7 +75,7 @@ def _tune(scorer: Scorer, folder: Path, validation: str) -> None:
     if problem.tunes:
         rows = data.open(validation)
         outputs = forward(problem, scorer.model, rows, facts=facts)
-        facts = problem.tuned(outputs, problem.targets(rows, facts), facts, rows)
+        facts = problem.tuned(outputs, problem.targets(rows, facts), facts, rows, metric or problem.default_metric)
         scorer.card = replace(scorer.card, facts=facts)
         write_card(folder, scorer.card)
 

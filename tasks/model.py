@@ -79,7 +79,7 @@ def judge(
     if champion:
         models["champion"] = str(registry.download(home, champion))
     roles = list(kind.text_roles)
-    options: dict[str, Any] = {"rows": str(test), "text_roles": roles, "validation": str(validation)}
+    options: dict[str, Any] = {"rows": str(test), "text_roles": roles, "validation": str(validation), "metric": metric}
     scored = run_child(score_models, folder, threads, models=models, candidate="candidate", **options)
     predictions = json.loads((folder / PREDICTIONS).read_text())
     rows = pd.read_parquet(test)

@@ -93,7 +93,7 @@ def test_a_tuned_threshold_is_the_best(rows, other):
     facts = {"labels": ["a"], "thresholds": [0.5]}
     truth = [["a"] if has else [] for has, _ in rows]
     outputs = outputs_of([[logit] for _, logit in rows])
-    tuned = PROBLEM.tuned(outputs, truth, facts, None)
+    tuned = PROBLEM.tuned(outputs, truth, facts, None, "micro_f1")
     assert json.loads(json.dumps(tuned)) == tuned and facts["thresholds"] == [0.5]
     best, *others = (
         PROBLEM.metrics(truth, PROBLEM.decode(outputs, facts | {"thresholds": [t]}), facts)["micro_f1"]
@@ -110,13 +110,27 @@ def test_rare_labels_share_a_threshold():
     truth = draw.random((200, 4)) < [0.5, 0.3, 0.03, 0.02]
     assert (truth.sum(0) >= ENOUGH).tolist() == [True, True, False, False]
     logits = draw.normal(size=(200, 4)) + 2 * truth + [-3, 2, 0, 0]
-    tuned = PROBLEM.tuned(outputs_of(logits), names_of(truth), FACTS, None)
+    tuned = PROBLEM.tuned(outputs_of(logits), names_of(truth), FACTS, None, "macro_f1")
     one, two, *rare = tuned["thresholds"]
     assert rare[0] == rare[1] and len({one, two, rare[0]}) == 3 and one < 0.5 < two
     before, after = (
         PROBLEM.metrics(names_of(truth), PROBLEM.decode(outputs_of(logits), facts), FACTS) for facts in (FACTS, tuned)
     )
     assert all(after[f"f1/{label}"] > before[f"f1/{label}"] + 0.05 for label in "ab")
+
+
+def test_thresholds_are_those_of_the_metric():
+    """Each label's own are better on average over labels, but say a hard label too often: worse for all together."""
+    draw = np.random.default_rng(0)
+    truth = draw.random((400, 4)) < [0.4, 0.08, 0.08, 0.08]
+    logits = draw.normal(size=(400, 4)) + truth * [3.0, 0.3, 0.3, 0.3] - [1, 3, 3, 3]
+    found = {}
+    for metric in ("micro_f1", "macro_f1"):
+        facts = PROBLEM.tuned(outputs_of(logits), names_of(truth), FACTS, None, metric)
+        metrics = PROBLEM.metrics(names_of(truth), PROBLEM.decode(outputs_of(logits), facts), facts)
+        found[metric] = (len({*facts["thresholds"]}), metrics["micro_f1"], metrics["macro_f1"])
+    assert found["micro_f1"][0] == 1 < found["macro_f1"][0]
+    assert found["micro_f1"][1] > found["macro_f1"][1] and found["micro_f1"][2] < found["macro_f1"][2]
 
 
 def test_thresholds_lie_between():

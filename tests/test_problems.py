@@ -323,7 +323,7 @@ class TestContract:
         """What is set by the validation rows can be kept in JSON, and answers as soundly as before."""
         problem, facts, rows = parts
         outputs = [KNOWING[name](problem.collate([rows[i]], 0), facts) for i in range(len(rows))]
-        tuned = problem.tuned(outputs, answers[0], facts, rows)
+        tuned = problem.tuned(outputs, answers[0], facts, rows, problem.default_metric)
         assert json.loads(json.dumps(tuned, allow_nan=False)) == tuned and tuned.keys() == facts.keys()
         assert problem.tunes or tuned == facts
         decoded = problem.decode(outputs, tuned, rows, load_tokenizer(str(tiny_model)))

@@ -380,14 +380,14 @@ class TestAnswers:
         # by `margin` no answer wins over "ab"
         outputs = [np.array([[margin, 0], [0, 0]], dtype=np.float32) for margin, _ in questions]
         targets = [[] if wanted is None else [wanted] for _, wanted in questions]
-        tuned = PROBLEM.tuned(outputs, targets, PERHAPS, features)
+        tuned = PROBLEM.tuned(outputs, targets, PERHAPS, features, "f1")
 
         def f1(threshold: float) -> float:
             facts = PERHAPS | {"threshold": threshold}
             return PROBLEM.metrics(targets, PROBLEM.decode(outputs, facts, features), facts)["f1"]
 
         assert f1(tuned["threshold"]) == pytest.approx(max(f1(half / 2) for half in range(-15, 16)))
-        assert PROBLEM.tuned(outputs, targets, ALWAYS, features) == ALWAYS
+        assert PROBLEM.tuned(outputs, targets, ALWAYS, features, "f1") == ALWAYS
 
 
 class TestFiles:

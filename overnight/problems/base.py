@@ -164,8 +164,10 @@ class Problem(ABC):
             features: those that `encode` made, or the tokenized rows; for problems that need more than the outputs.
         """
 
-    def tuned(self, outputs: Sequence[np.ndarray], targets: Sequence[Any], facts: Facts, features: Any) -> Facts:
-        """The facts with what is best set by the validation rows of a trained model, if `tunes`."""
+    def tuned(
+        self, outputs: Sequence[np.ndarray], targets: Sequence[Any], facts: Facts, features: Any, metric: str
+    ) -> Facts:
+        """The facts with what is best set by the validation rows of a trained model, for `metric`, if `tunes`."""
         return facts
 
     @abstractmethod

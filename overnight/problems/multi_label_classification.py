@@ -108,19 +108,25 @@ class MultiLabelClassification(Problem):
             for row in shares.tolist()
         ]
 
-    def tuned(self, outputs: Sequence[np.ndarray], targets: Sequence[list[str]], facts: Facts, features: Any) -> Facts:
-        """Thresholds with the best F1 on the validation rows: one for all labels together, and one of its own for a
-        label that enough of the rows have (Yang 2001, A Study on Thresholding Strategies for Text Categorization:
-        SCut, which overfits rare labels)."""
+    def tuned(
+        self, outputs: Sequence[np.ndarray], targets: Sequence[list[str]], facts: Facts, features: Any, metric: str
+    ) -> Facts:
+        """Thresholds with the best F1 on the validation rows: one for all labels together, or one of its own for each
+        label that enough of the rows have, whichever is better by the metric (Yang 2001, A Study on Thresholding
+        Strategies for Text Categorization: SCut, which overfits rare labels). What is best for each label is not best
+        for all together: rare labels are said too often then."""
         labels = facts["labels"]
         truth = _marks(targets, labels)
         shares = _probabilities(outputs)
         together = best_threshold(shares.reshape(-1), truth.reshape(-1))
-        thresholds = [
+        own = [
             best_threshold(shares[:, i], truth[:, i]) if truth[:, i].sum() >= ENOUGH else together
             for i in range(len(labels))
         ]
-        return facts | {"thresholds": thresholds}
+        options = [facts | {"thresholds": thresholds} for thresholds in ([together] * len(labels), own)]
+        return max(
+            options, key=lambda those: self.metrics(targets, self.decode(outputs, those), those).get(metric, 0.0)
+        )
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[list[str]]:
         labels = facts["labels"]

@@ -178,7 +178,9 @@ class QuestionAnswering(Problem):
         if row is not None:
             yield row
 
-    def tuned(self, outputs: Sequence[np.ndarray], targets: Sequence[Any], facts: Facts, features: Any) -> Facts:
+    def tuned(
+        self, outputs: Sequence[np.ndarray], targets: Sequence[Any], facts: Facts, features: Any, metric: str
+    ) -> Facts:
         """The threshold of no answer with the best F1 on the validation rows, as SQuAD 2.0's script finds it."""
         if not facts["no_answer"]:
             return facts
