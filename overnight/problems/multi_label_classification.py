@@ -124,9 +124,11 @@ class MultiLabelClassification(Problem):
             for i in range(len(labels))
         ]
         options = [facts | {"thresholds": thresholds} for thresholds in ([together] * len(labels), own)]
-        return max(
-            options, key=lambda those: self.metrics(targets, self.decode(outputs, those), those).get(metric, 0.0)
-        )
+        found = {
+            place: self.metrics(targets, self.decode(outputs, those), those).get(metric, 0.0)
+            for place, those in enumerate(options)
+        }
+        return options[max(found, key=lambda place: found[place])]
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[list[str]]:
         labels = facts["labels"]
