@@ -47,3 +47,22 @@ def test_outputs_and_gradients_are_those_of_torch(kind):
     )
     differences = [float(line) for line in done.stdout.split()]
     assert len(differences) == 4 and max(differences) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_kernels_compile_without_a_gpu(name, causal):
+    """To machine code for an H100, which the interpreter does not need to."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from overnight.training import short_attention
+
+    kernel = getattr(short_attention, name)
+    constants = {"SCALE": 0.2, "FACTOR": 0.1, "CAUSAL": causal, "SIZE": 64, "TILE": short_attention.TILE}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    kinds = {"logs": "*fp32", "bounds": "*i32", "heads": "i32"} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, {key: kinds.get(key, "*bf16") for key in kernel.arg_names}, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert made.asm["cubin"]

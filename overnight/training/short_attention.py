@@ -31,6 +31,21 @@ def _places(first, start, length, head, heads, TILE: tl.constexpr, SIZE: tl.cons
 
 
 @triton.jit
+def _asked(key, value, at, there):
+    """Keys and values of a tile."""
+    there = there[:, None]
+    return tl.load(key + at, mask=there, other=0.0), tl.load(value + at, mask=there, other=0.0)
+
+
+@triton.jit
+def _asking(query, out, slope, logs, rows, at, there):
+    """Of a tile's tokens, as those that look: queries, outputs, the slopes and the logarithms of these."""
+    q, o = _asked(query, out, at, there)
+    d = tl.load(slope + at, mask=there[:, None], other=0.0)
+    return q, o, d, tl.load(logs + rows, mask=there, other=0.0)
+
+
+@triton.jit
 def _seen(mine, there, others, are, CAUSAL: tl.constexpr):
     """Who looks at whom (tile × tile)."""
     seen = there[:, None] & are[None, :]
@@ -64,8 +79,7 @@ def forward_kernel(
         found = tl.zeros([TILE, SIZE], tl.float32)
         for j in range(0, length, TILE):
             others, _, of, are = _places(j, start, length, head, heads, TILE, SIZE)
-            k = tl.load(key + of, mask=are[:, None], other=0.0)
-            v = tl.load(value + of, mask=are[:, None], other=0.0)
+            k, v = _asked(key, value, of, are)
             seen = _seen(mine, there, others, are, CAUSAL)
             scores = tl.where(seen, tl.dot(q, tl.trans(k)) * SCALE, -1e30)
             higher = tl.maximum(top, tl.max(scores, 1))
@@ -89,16 +103,12 @@ def backward_kernel(
     length = tl.load(bounds + text + 1) - start
     for j in range(0, length, TILE):
         others, _, of, are = _places(j, start, length, head, heads, TILE, SIZE)
-        k = tl.load(key + of, mask=are[:, None], other=0.0)
-        v = tl.load(value + of, mask=are[:, None], other=0.0)
+        k, v = _asked(key, value, of, are)
         of_key = tl.zeros([TILE, SIZE], tl.float32)
         of_value = tl.zeros([TILE, SIZE], tl.float32)
         for i in range(0, length, TILE):
             mine, rows, at, there = _places(i, start, length, head, heads, TILE, SIZE)
-            q = tl.load(query + at, mask=there[:, None], other=0.0)
-            o = tl.load(out + at, mask=there[:, None], other=0.0)
-            d = tl.load(slope + at, mask=there[:, None], other=0.0)
-            log = tl.load(logs + rows, mask=there, other=0.0)
+            q, o, d, log = _asking(query, out, slope, logs, rows, at, there)
             weights, slopes = _slopes(q, k, v, o, d, log, _seen(mine, there, others, are, CAUSAL), SCALE)
             of_value += tl.dot(tl.trans(weights.to(d.dtype)), d)
             of_key += tl.dot(tl.trans(slopes.to(q.dtype)), q)
@@ -110,15 +120,11 @@ def backward_kernel(
     if length > TILE:
         for i in range(0, length, TILE):
             mine, rows, at, there = _places(i, start, length, head, heads, TILE, SIZE)
-            q = tl.load(query + at, mask=there[:, None], other=0.0)
-            o = tl.load(out + at, mask=there[:, None], other=0.0)
-            d = tl.load(slope + at, mask=there[:, None], other=0.0)
-            log = tl.load(logs + rows, mask=there, other=0.0)
+            q, o, d, log = _asking(query, out, slope, logs, rows, at, there)
             sum_ = tl.zeros([TILE, SIZE], tl.float32)
             for j in range(0, length, TILE):
                 others, _, of, are = _places(j, start, length, head, heads, TILE, SIZE)
-                k = tl.load(key + of, mask=are[:, None], other=0.0)
-                v = tl.load(value + of, mask=are[:, None], other=0.0)
+                k, v = _asked(key, value, of, are)
                 _, slopes = _slopes(q, k, v, o, d, log, _seen(mine, there, others, are, CAUSAL), SCALE)
                 sum_ += tl.dot(slopes.to(k.dtype), k)
             tl.store(to_query + at, (sum_ * FACTOR).to(to_query.dtype.element_ty), mask=there[:, None])
