@@ -35,7 +35,8 @@ def choose_precision(wish: str, device: torch.device) -> str:
 def make_accelerator(wish: str) -> tuple[Accelerator, str]:
     """The one device of this process, and the precision chosen for it."""
     # texts have other lengths in each step, which would leave a GPU's memory in pieces; read at its first use
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, in which somebody may have chosen otherwise
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     precision = choose_precision(wish, Accelerator().device)
     # Accelerate keeps the first precision for the life of a process; a second run here may want the other one
     AcceleratorState._reset_state()
