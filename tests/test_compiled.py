@@ -50,6 +50,9 @@ def test_gradients_stay_and_batches_of_other_lengths_are_not_compiled_again(pack
         found = gradients(packed, lengths)
         assert found.keys() == wish.keys()
         assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in wish.items())
+    with torch.no_grad():  # evaluations run as before
+        mask = torch.ones(2, 4, dtype=torch.long)
+        packed({"input_ids": mask * 7, "attention_mask": mask}, Packing.of(mask))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
     assert not torch._dynamo.utils.counters["graph_break"]
 

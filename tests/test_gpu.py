@@ -121,7 +121,7 @@ def test_kernels_agree_with_padding(kernel, causal):
 
 
 def test_compiled_equals_plain():
-    """Gradients in float32 are those of the layers as they were, and evaluations still run them so."""
+    """Gradients in float32 are those of the layers as they were."""
     model, batch = model_and_batch()
     packed, packing = Packed(model), Packing.of(batch["attention_mask"].cpu()).to(model.device)
     expected = gradients(model, packed(batch, packing).logits)

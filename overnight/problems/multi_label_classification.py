@@ -124,11 +124,11 @@ class MultiLabelClassification(Problem):
             for i in range(len(labels))
         ]
         options = [facts | {"thresholds": thresholds} for thresholds in ([together] * len(labels), own)]
-        found = {
-            place: self.metrics(targets, self.decode(outputs, those), those).get(metric, 0.0)
-            for place, those in enumerate(options)
-        }
-        return options[max(found, key=lambda place: found[place])]
+
+        def value(those: Facts) -> float:
+            return self.metrics(targets, self.decode(outputs, those), those).get(metric, 0.0)
+
+        return max(options, key=value)
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[list[str]]:
         labels = facts["labels"]
