@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -278,6 +279,15 @@ def prefect_api(tmp_path_factory):
             if value is not None:
                 os.environ[name] = value
         yield api
+
+
+def prefect_says(method: str, url: str, **what: Any) -> Any:
+    """A Prefect server's answer. Where its SQLite is busy it says 503, and Prefect's own client asks again."""
+    from prefect.client.base import PrefectHttpxSyncClient
+
+    with PrefectHttpxSyncClient(timeout=60) as client:
+        answer = client.request(method, url, **what)
+    return answer.json() if answer.content else None
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from conftest import Command
+from conftest import Command, prefect_says
 
 from overnight import approval
 from overnight.config import Config
@@ -275,17 +275,16 @@ def test_approved_in_the_pages(home, pages):
 
 def test_what_a_person_sees(home, pages, prefect_api):
     """The form shows the night's report and the deadline; the run has them as an artifact too."""
-    import httpx
 
     night = waits(home, 2)
     run = pages.ask()["run"]
     pages.work()
-    inputs = httpx.post(f"{prefect_api}/flow_runs/{run}/input/filter", json={"prefix": "", "limit": 9}).json()
+    inputs = prefect_says("POST", f"{prefect_api}/flow_runs/{run}/input/filter", json={"prefix": "", "limit": 9})
     text = next(one["value"] for one in inputs if one["key"].endswith("description"))
     assert "Version 2 passed every rule and waits for your word" in text and str(night.folder) in text
     assert "the champion stays" in text
     own = {"flow_runs": {"id": {"any_": [run]}}}
-    artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json=own).json()
+    artifacts = prefect_says("POST", f"{prefect_api}/artifacts/filter", json=own)
     assert [a["key"] for a in artifacts] == [f"approval-{NAME}"]
 
 

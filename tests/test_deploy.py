@@ -14,10 +14,9 @@ from threading import Timer
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 import yaml
-from conftest import Project
+from conftest import Project, prefect_says
 
 from overnight.schedule import latest
 
@@ -52,7 +51,7 @@ def deploy(project: Project, *arguments: str) -> dict[str, str]:
 
 def held(api: str, what: str, **query) -> dict[str, dict]:
     """Everything of a kind that the server holds, by name."""
-    return {facts["name"]: facts for facts in httpx.post(f"{api}/{what}/filter", json=query).json()}
+    return {facts["name"]: facts for facts in prefect_says("POST", f"{api}/{what}/filter", json=query)}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def test_a_lost_schedule_takes_its_deployment_along(project, deployed, prefect_a
     schedule(project, "other", "0 4 * * *")
     elsewhere = {"name": "elsewhere", "entrypoint": "flows.retrain.retrain", "tags": ["overnight"]}
     flow = held(prefect_api, "deployments")["tiny"]["flow_id"]
-    httpx.post(f"{prefect_api}/deployments/", json=elsewhere | {"flow_id": flow}).raise_for_status()
+    prefect_says("POST", f"{prefect_api}/deployments/", json=elsewhere | {"flow_id": flow})
     assert deploy(project)["other"] == "created"
     assert "overnight: other drifted" in held(prefect_api, "automations")
     schedule(project, "other", None)
@@ -179,7 +178,7 @@ def test_prefect_reads_the_file_as_we_do(project, deployed, prefect_api):
     """`prefect deploy --all` leaves a server as `overnight deploy` does."""
     schedule(project, "tiny", "0 3 * * *")
     deploy(project)
-    httpx.delete(f"{prefect_api}/deployments/{held(prefect_api, 'deployments')['tiny']['id']}").raise_for_status()
+    prefect_says("DELETE", f"{prefect_api}/deployments/{held(prefect_api, 'deployments')['tiny']['id']}")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     environment = project.environment | {"PWD": str(project.folder)}
     done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True)
@@ -210,11 +209,11 @@ def test_drift_starts_a_night(project, deployed, prefect_api):
         "occurred": datetime.now(UTC).isoformat(),
         "resource": {"prefect.resource.id": "overnight.model.tiny"},
     }
-    httpx.post(f"{prefect_api}/events", json=[event]).raise_for_status()
+    prefect_says("POST", f"{prefect_api}/events", json=[event])
     wanted = {"deployments": {"id": {"any_": [deployment]}}, "limit": 200}
     end, started = time.monotonic() + 60, []
     while not started and time.monotonic() < end:
-        runs = httpx.post(f"{prefect_api}/flow_runs/filter", json=wanted).json()
+        runs = prefect_says("POST", f"{prefect_api}/flow_runs/filter", json=wanted)
         started = [run for run in runs if not run["auto_scheduled"]]
         time.sleep(0.5)
     assert [run["parameters"] for run in started] == [{"config_path": "configs/tiny.yaml", "force": True}], (
@@ -228,7 +227,7 @@ def test_a_trigger_without_force_is_put_right(project, deployed, prefect_api):
     there = held(prefect_api, "automations")["overnight: tiny drifted"]
     facts = {key: there[key] for key in ("name", "description", "enabled", "trigger")}
     actions = [action | {"parameters": None} for action in there["actions"]]
-    httpx.put(f"{prefect_api}/automations/{there['id']}", json=facts | {"actions": actions}).raise_for_status()
+    prefect_says("PUT", f"{prefect_api}/automations/{there['id']}", json=facts | {"actions": actions})
     assert 'with {} → overnight: tiny drifted on overnight.model.tiny with {"force": true}' in (
         project.run("deploy", "--check").stdout
     )
@@ -253,7 +252,7 @@ def test_a_silent_night_has_crashed(project, prefect_api):
     time.sleep(5)  # until the server has noticed it
     night = project.start("run", str(project.config), "--set", "training.epochs=2000").until("trial 0:")
     query = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
-    running = httpx.post(f"{prefect_api}/flow_runs/filter", json=query).json()
+    running = prefect_says("POST", f"{prefect_api}/flow_runs/filter", json=query)
     mine = [run for run in running if run["parameters"].get("config_path") == str(project.config)]
     assert len(mine) == 1
     time.sleep(40)  # a second heartbeat
@@ -263,7 +262,7 @@ def test_a_silent_night_has_crashed(project, prefect_api):
     end = time.monotonic() + 240
     while state(prefect_api, mine[0])[0] == "RUNNING" and time.monotonic() < end:
         time.sleep(1)
-    httpx.delete(f"{prefect_api}/automations/{made}")
+    prefect_says("DELETE", f"{prefect_api}/automations/{made}")
     assert state(prefect_api, mine[0]) == ("CRASHED", automation.actions[0].message)
 
 
@@ -279,7 +278,7 @@ def quarters(project, deployed, prefect_api) -> list[dict]:
     wanted = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
     end, runs = time.monotonic() + 60, []
     while len(runs) < 4 and time.monotonic() < end:
-        runs = httpx.post(f"{prefect_api}/flow_runs/filter", json=wanted).json()
+        runs = prefect_says("POST", f"{prefect_api}/flow_runs/filter", json=wanted)
         time.sleep(0.5)
     assert len(runs) >= 4 and all(run["auto_scheduled"] for run in runs)
     return runs
@@ -311,7 +310,7 @@ def inside(monkeypatch, prefect_api):
 
 
 def state(api: str, run: dict) -> tuple[str, str | None]:
-    facts = httpx.get(f"{api}/flow_runs/{run['id']}").json()["state"]
+    facts = prefect_says("GET", f"{api}/flow_runs/{run['id']}")["state"]
     return facts["type"], facts["message"]
 
 
@@ -327,7 +326,7 @@ def test_one_run_answers_for_a_backlog(project, quarters, prefect_api, inside):
     inside(quarters[0], times[2] + timedelta(seconds=40))
     turn = take_turn(home, config)
     assert turn.why is None and turn.due == times[2] and turn.until == times[2] + timedelta(minutes=10)
-    name = httpx.get(f"{prefect_api}/flow_runs/{quarters[0]['id']}").json()["name"]
+    name = prefect_says("GET", f"{prefect_api}/flow_runs/{quarters[0]['id']}")["name"]
     assert state(prefect_api, quarters[0])[0] == "SCHEDULED", "it runs: its state is its own affair"
     assert [state(prefect_api, run) for run in quarters[1:3]] == [("CANCELLED", f"missed; {name} runs for all")] * 2
     assert state(prefect_api, quarters[3])[0] == "SCHEDULED", "not due yet"
@@ -342,14 +341,14 @@ def test_a_night_that_ran_is_not_run_again(project, quarters, prefect_api, insid
     home = Home.from_environment({"OVERNIGHT_HOME": str(project.home)})
     config = load_config(project.folder / "configs" / "quarters.yaml")
     cancelled = {"state": {"type": "CANCELLED"}, "force": True}
-    httpx.post(f"{prefect_api}/flow_runs/{quarters[1]['id']}/set_state", json=cancelled).raise_for_status()
+    prefect_says("POST", f"{prefect_api}/flow_runs/{quarters[1]['id']}/set_state", json=cancelled)
     now = datetime.now(UTC)
     due = latest(config.schedule, now)
     inside(quarters[3], now, expected_start_time=due)
     turn = take_turn(home, config)
     assert turn.due == due and turn.why is None
     url = f"{prefect_api}/deployments/{quarters[0]['deployment_id']}/create_flow_run"
-    httpx.post(url, json={"state": {"type": "RUNNING"}}).raise_for_status()
+    prefect_says("POST", url, json={"state": {"type": "RUNNING"}})
     inside(quarters[3], datetime.now(UTC), expected_start_time=due)
     assert "already" in take_turn(home, config).why
 
@@ -362,9 +361,8 @@ def test_a_night_by_hand_has_no_turn(project, inside, quarters, prefect_api):
 
     home = Home.from_environment({"OVERNIGHT_HOME": str(project.home)})
     config = load_config(project.folder / "configs" / "quarters.yaml")
-    made = httpx.post(
-        f"{prefect_api}/deployments/{quarters[0]['deployment_id']}/create_flow_run", json={"state": {"type": "PENDING"}}
-    ).json()
+    url = f"{prefect_api}/deployments/{quarters[0]['deployment_id']}/create_flow_run"
+    made = prefect_says("POST", url, json={"state": {"type": "PENDING"}})
     inside(made, datetime.now(UTC) + timedelta(days=9))
     assert take_turn(home, config) is None
     inside(quarters[3], datetime.now(UTC))
@@ -414,7 +412,7 @@ def test_what_asks_a_person_is_deployed_too(project, deployed, prefect_api):
     path.write_text(yaml.safe_dump(facts | {"promotion": {"mode": "manual"}}))
     assert deploy(project)["approval of tiny"] == "created"
     entrypoints = {"flows.retrain.retrain", "flows.approval.approve"}
-    found = httpx.post(f"{prefect_api}/deployments/filter", json={}).json()
+    found = prefect_says("POST", f"{prefect_api}/deployments/filter", json={})
     assert {one["entrypoint"] for one in found if one["name"] == "tiny"} == entrypoints
     written = yaml.safe_load((project.folder / "prefect.yaml").read_text())["deployments"]
     assert {one["entrypoint"] for one in written} == entrypoints

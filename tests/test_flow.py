@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_rows
+from conftest import Project, make_rows, prefect_says
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,14 @@ def test_first_night_promotes(project, first):
 
 def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
     """Every stage of the night is a finished task run in Prefect, and those with something to show have an artifact."""
-    import httpx
 
     own = {"flow_runs": {"id": {"any_": first["flow_runs"]}}}  # other tests' nights are on the same server
-    runs = httpx.post(f"{prefect_api}/task_runs/filter", json=own).json()
+    runs = prefect_says("POST", f"{prefect_api}/task_runs/filter", json=own)
     finished = {run["name"].split("-")[0] for run in runs if run["state_type"] == "COMPLETED"}
     for stage in "reconcile ingest validate split tokenize search evaluate register gate promote report".split():
         assert stage in finished
     assert "trial 0" in {run["name"] for run in runs}
-    artifacts = {a["key"]: a for a in httpx.post(f"{prefect_api}/artifacts/filter", json=own).json()}
+    artifacts = {a["key"]: a for a in prefect_says("POST", f"{prefect_api}/artifacts/filter", json=own)}
     assert {"validation", "trials", "evaluation", "decision", "report"} <= set(artifacts)
     assert artifacts["search"]["type"] == "progress" and artifacts["search"]["data"] == 100.0
     assert "of 2 trials; best is trial" in artifacts["search"]["description"]

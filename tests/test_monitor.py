@@ -12,12 +12,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import Command, make_rows
+from conftest import Command, make_rows, prefect_says
 from pyarrow import parquet
 
 from overnight.config.operations import Monitor
@@ -331,24 +330,24 @@ def test_the_event_arrives_at_prefect(desk, prefect_api):
     trigger = {"type": "event", "posture": "Reactive", "expect": ["overnight.drift"], "threshold": 1, "within": 0}
     trigger["match"] = {"prefect.resource.id": "overnight.model.heard"}
     automation = {"name": "heard", "enabled": False, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
-    made = httpx.post(f"{prefect_api}/automations/", json=automation).raise_for_status().json()["id"]
+    made = prefect_says("POST", f"{prefect_api}/automations/", json=automation)["id"]
     told = desk.run("heard", "other.jsonl", api=prefect_api)
     assert "3 of the last 3 windows drifted" in told.stdout
     assert (
         "told nobody: no deployment of heard listens (overnight deploy); to retrain: overnight run tiny.yaml --force"
         in told.stdout
     )
-    httpx.patch(f"{prefect_api}/automations/{made}", json={"enabled": True}).raise_for_status()
+    prefect_says("PATCH", f"{prefect_api}/automations/{made}", json={"enabled": True})
     told = desk.run("heard", "other.jsonl", api=prefect_api)
     assert "ALARM" in told.stdout and "told Prefect: event overnight.drift" in told.stdout, "the alarm was not spent"
     assert latest(desk.home, "heard")["told"] == "Prefect: event overnight.drift"
     told = desk.run("heard", "other.jsonl", api=prefect_api)
     assert "ALARM" not in told.stdout and "\ntold " not in told.stdout
-    httpx.delete(f"{prefect_api}/automations/{made}").raise_for_status()
+    prefect_says("DELETE", f"{prefect_api}/automations/{made}")
 
     def events() -> list[dict]:
         body = {"filter": {"event": {"name": ["overnight.drift"]}, "resource": {"id": ["overnight.model.heard"]}}}
-        return list(httpx.post(f"{prefect_api}/events/filter", json=body).json()["events"])
+        return list(prefect_says("POST", f"{prefect_api}/events/filter", json=body)["events"])
 
     deadline = time.monotonic() + 30
     while not events() and time.monotonic() < deadline:

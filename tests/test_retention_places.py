@@ -157,10 +157,10 @@ def test_an_empty_home(tmp_path, monkeypatch, capsys):
 
 def test_flow_runs_are_forgotten(prefect_api):
     """A flow run goes with its task runs, logs and artifacts; one that is gone already is no error."""
-    import httpx
+    from prefect.client.base import PrefectHttpxSyncClient
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}), httpx.Client(base_url=prefect_api) as http:
+    with temporary_settings({PREFECT_API_URL: prefect_api}), PrefectHttpxSyncClient(base_url=prefect_api) as http:
         from tasks.history import delete_flow_runs
 
         flow = http.post("/flows/", json={"name": "retrain"}).json()["id"]

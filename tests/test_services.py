@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import prefect_says
 
 from overnight.errors import NightFailed
 from overnight.home import Home, read_json, write_json
@@ -130,21 +131,19 @@ def test_a_shared_server_is_used_as_it_is(prefect_api, tmp_path):
 
 def test_the_scheduler_of_the_capped_versions_works(prefect_api):
     """The caps in pyproject.toml do what they are for: with this SQLAlchemy, Prefect's scheduler makes cron runs."""
-    import httpx
-
-    flow = httpx.post(f"{prefect_api}/flows/", json={"name": "cron-probe"}).json()
+    flow = prefect_says("POST", f"{prefect_api}/flows/", json={"name": "cron-probe"})
     deployment = {
         "name": "probe",
         "flow_id": flow["id"],
         "schedules": [{"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}],
     }
-    made = httpx.post(f"{prefect_api}/deployments/", json=deployment).json()
+    made = prefect_says("POST", f"{prefect_api}/deployments/", json=deployment)
     end, runs = time.monotonic() + 60, []
     while not runs and time.monotonic() < end:
         wanted = {"deployments": {"id": {"any_": [made["id"]]}}}
-        runs = httpx.post(f"{prefect_api}/flow_runs/filter", json=wanted).json()
+        runs = prefect_says("POST", f"{prefect_api}/flow_runs/filter", json=wanted)
         time.sleep(0.5)
-    httpx.delete(f"{prefect_api}/deployments/{made['id']}")
+    prefect_says("DELETE", f"{prefect_api}/deployments/{made['id']}")
     assert runs and runs[0]["state_type"] == "SCHEDULED"
 
 

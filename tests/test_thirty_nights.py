@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import resource
 
-import httpx
 import pytest
 import yaml
-from conftest import Project, make_rows
+from conftest import Project, make_rows, prefect_says
 
 NIGHTS = int(os.environ.get("OVERNIGHT_TEST_NIGHTS", "30"))
 KEPT = 5
@@ -58,7 +57,7 @@ def run(project: Project, *arguments: str, code: int = 0) -> None:
 def flow_runs(project: Project, api: str) -> int:
     """Flow runs that Prefect still knows of this project."""
     wanted = {"flow_runs": {"name": {"any_": [str(project.config)]}}}
-    return int(httpx.post(f"{api}/flow_runs/count", json=wanted, timeout=60).json())
+    return int(prefect_says("POST", f"{api}/flow_runs/count", json=wanted))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from conftest import Project
+from conftest import Project, prefect_says
 
 from overnight.cli.up import _Watch
 from overnight.errors import UserError
@@ -274,7 +274,7 @@ class Standing:
         """The flow runs that are, or were, due; the oldest first."""
         api = read_json(self.home / "prefect" / "server.json")["api"]
         query = {"sort": "EXPECTED_START_TIME_ASC", "limit": 200}
-        runs = httpx.post(f"{api}/flow_runs/filter", json=query, timeout=30).json()
+        runs = prefect_says("POST", f"{api}/flow_runs/filter", json=query)
         return [run for run in runs if run["state_name"] != "Scheduled"]
 
     def nights(self) -> list[dict]:
