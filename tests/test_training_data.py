@@ -30,6 +30,14 @@ def test_rows_come_back(tmp_path):
         rows.column("input_ids")
 
 
+def test_values_of_all_rows(tmp_path):
+    """One row's after another's, also of some of the rows."""
+    rows = data.write(tmp_path, [{"input_ids": [[1, 2], [3], [4, 5, 6]], "labels": [7, 8, 9]}], {})
+    assert rows.values("input_ids").tolist() == [1, 2, 3, 4, 5, 6]
+    some = data.Part(rows, np.array([2, 0]))
+    assert some.values("input_ids").tolist() == [4, 5, 6, 1, 2] and some.values("labels").tolist() == [9, 7]
+
+
 def test_zero_token_types_take_no_room(tmp_path):
     """Single texts have token types of zeros only, which every model assumes by itself."""
     rows = data.write(tmp_path, [{"input_ids": [[1, 2]], "token_type_ids": [[0, 0]]}], {})

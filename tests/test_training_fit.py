@@ -54,7 +54,7 @@ def run(rows, tiny_model, tmp_path):
 
         result = fit(
             problem,
-            ModelReference(str(tiny_model)),
+            ModelReference(str(more.pop("base", tiny_model))),
             rows["facts"],
             rows[train],
             rows["validation"],
@@ -134,6 +134,23 @@ def test_records(run, capfd):
     assert result["peak_memory_mb"] > 1 and 0 < result["seconds"] < 60
     assert sorted(p.name for p in (run.folder / "records").iterdir()) == ["best"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_new_head_begins_with_what_is_common(run, rows, tiny_model, tmp_path):
+    """Its bias is the classes' log-shares of the rows to train on; one that has learned goes on from where it was."""
+    still = dataclasses.replace(SHORT, learning_rate=1e-12, evaluations_per_epoch=1)
+    run("new", still)
+    labels = rows["few"].column("labels")
+    shares = (np.bincount(labels) + 1) / (len(labels) + 3)
+    assert torch.allclose(run.weights("new")["classifier.bias"], torch.from_numpy(np.log(shares)).float(), atol=1e-5)
+    run("balanced", dataclasses.replace(still, class_weights="balanced"))
+    assert run.weights("balanced")["classifier.bias"].abs().max() < 1e-5
+    model = BertForSequenceClassification.from_pretrained(str(tiny_model), num_labels=3)
+    torch.nn.init.constant_(model.classifier.bias, 0.25)
+    model.save_pretrained(tmp_path / "learned")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "learned")
+    run("on", still, base=tmp_path / "learned")
+    assert torch.allclose(run.weights("on")["classifier.bias"], torch.full((3,), 0.25), atol=1e-5)
 
 
 def test_accumulation_is_a_big_batch(run):

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
 from conftest import BERT, DISTIL, SIZES
@@ -49,7 +50,7 @@ from overnight.training.files import forget
 from overnight.training.fit import fit
 from overnight.training.frozen import Features, compute
 from overnight.training.layers import freeze
-from overnight.training.models import ModelReference, load_tokenizer
+from overnight.training.models import ModelReference, load_tokenizer, start_at
 from overnight.training.packing import Packed, Packing
 
 PROBLEM = problems.get("sequence-classification")
@@ -86,6 +87,31 @@ MODELS = {
     "opt": (lambda: OPTForCausalLM(OPTConfig(**OPT)), "all"),
     "deberta": (lambda: DebertaV2ForSequenceClassification(DebertaV2Config(**BERT)), "padded"),
 }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_bias_of_a_new_head_is_found(name):
+    """Every classifier starts at the prior that it is given; a model of language, whose head is none, as it was."""
+    model = MODELS[name][0]()
+    labels = model.config.num_labels
+    prior = np.linspace(-2, 1, labels, dtype=np.float32)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    start_at(model, prior)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    if "Classification" not in type(model).__name__:
+        assert not changed
+        return
+    (key,) = changed
+    assert "classifier" in key and model.state_dict()[key].tolist() == prior.tolist()
+    start_at(model, prior + 1)
+    assert model.state_dict()[key].tolist() == prior.tolist(), "it has learned by now"
+
+
+def test_a_bias_hides_no_difference():
+    """However large the outputs are, a model that cannot be packed is found out by how they differ."""
+    model = MODELS["deberta"][0]()
+    torch.nn.init.constant_(model.classifier.bias, 10.0)
+    assert Packed(model).way == "padded"
 
 
 def batch_of(model, lengths=(9, 3, 6, 6, 1)):

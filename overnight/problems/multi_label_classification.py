@@ -94,6 +94,13 @@ class MultiLabelClassification(Problem):
         logits = outputs.logits.float()
         return binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / logits.shape[-1]
 
+    def prior(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
+        """See `Problem.prior`; each label's log-odds."""
+        import numpy as np
+
+        having = rows.values("labels").reshape(len(rows), -1).sum(axis=0)
+        return np.log((having + 1) / (len(rows) - having + 1)).astype(np.float32)
+
     def decode(
         self, outputs: Sequence[np.ndarray], facts: Facts, features: Any = None, tokenizer: Any = None
     ) -> list[Prediction]:

@@ -169,14 +169,14 @@ class TokenClassification(Problem):
             reduction="sum",
         )
 
-    def class_weights(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
+    def class_counts(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
         import numpy as np
 
-        counts = np.zeros(len(facts["labels"]))
-        for i in range(len(rows)):
-            labels = rows[i]["labels"]
-            counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
-        return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+        labels, counts = rows.values("labels"), np.zeros(len(facts["labels"]), dtype=np.int64)
+        for start in range(0, len(labels), 1_000_000):  # the array may be larger than memory
+            part = labels[start : start + 1_000_000]
+            counts += np.bincount(part[part != IGNORED], minlength=len(counts))
+        return counts
 
     def outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
         return without_padding(outputs.logits, batch)

@@ -50,6 +50,10 @@ class TokenizedRows:
             raise KeyError(name)
         return self._values[name]
 
+    def values(self, name: str) -> np.ndarray:
+        """All rows' values of a feature, one row's after another's."""
+        return self._values[name]
+
 
 class Part(TokenizedRows):
     """Some rows of a `TokenizedRows`, as one of its own; rows are numbered anew where features carry their `row`."""
@@ -74,6 +78,10 @@ class Part(TokenizedRows):
         if name == "row" and self._numbers is not None:
             return self._numbers
         return self._rows.column(name)[self._features]
+
+    def values(self, name: str) -> np.ndarray:
+        """All rows' values of a feature, one row's after another's."""
+        return np.concatenate([np.atleast_1d(self[i][name]) for i in range(len(self))])
 
 
 def folds(rows: TokenizedRows, count: int, seed: int) -> list[tuple[Part, Part]]:

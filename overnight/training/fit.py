@@ -34,7 +34,7 @@ from overnight.training.dropout import use_cheap_dropout
 from overnight.training.files import forget, forget_snapshot, load_snapshot, read_best, save_best, save_snapshot
 from overnight.training.frozen import Features
 from overnight.training.layers import freeze, narrow_norms
-from overnight.training.models import load_tokenizer
+from overnight.training.models import load_tokenizer, start_at
 from overnight.training.optimizers import make_optimizer, schedule, set_rates
 from overnight.training.packing import Packed
 from overnight.training.predict import forward, inputs, prepare
@@ -126,6 +126,10 @@ class Run:
         self.accelerator, self.precision = make_accelerator(training.precision)
         self.device, self.team = self.accelerator.device, Team(self.accelerator)
         self.model = problem.load_model(model_ref.base, facts, training, model_ref.revision)
+        weights = problem.class_weights(train, facts) if training.class_weights == "balanced" else None
+        self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        if weights is None and (prior := problem.prior(train, facts)) is not None:
+            start_at(self.model, prior)  # with balanced weights all classes are equally common
         freeze(self.model, training.freeze_layers, training.freeze_embeddings)
         frozen = training.freeze_layers if training.method == "full" else train_little(self.model, training)
         if training.gradient_checkpointing:
@@ -150,10 +154,6 @@ class Run:
         self.validation_features = Features.open(usable, "validation", validation)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.model, training)
-        self.class_weights: torch.Tensor | None = None
-        if training.class_weights == "balanced":
-            weights = problem.class_weights(train, facts)
-            self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         self.targets = problem.targets(validation, facts)
         self.tokenizer = load_tokenizer(model_ref.base, model_ref.revision) if problem.generates else None
         padded = self.packed.way == "padded"
@@ -363,8 +363,9 @@ class Run:
         loss = sum(of for of, _ in sums) / max(1, sum(count for _, count in sums))
         if not math.isfinite(loss):
             self.raise_diverged(max(1, state["step"]))
-        predictions = problem.decode(outputs, self.facts, self.validation, self.tokenizer)
-        metrics = problem.metrics(self.targets, predictions, self.facts)
+        facts = problem.tuned(outputs, self.targets, self.facts, self.validation, self.metric)  # as the night will
+        predictions = problem.decode(outputs, facts, self.validation, self.tokenizer)
+        metrics = problem.metrics(self.targets, predictions, facts)
         if self.metric not in metrics:
             raise NightFailed(Complaint("evaluation → metric", "is undefined on the validation rows", self.metric))
         value = metrics[self.metric]

@@ -12,6 +12,7 @@ from overnight.errors import Complaint, UserError, nearest
 from overnight.references import resolve_package_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from overnight.settings import Training
@@ -99,6 +100,16 @@ def load_pretrained(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
         )
+
+
+def start_at(model: PreTrainedModel, prior: np.ndarray) -> None:
+    """Gives the bias of a new head the values of `prior`; a head that has learned, or has no bias, stays as it is."""
+    import torch
+
+    name, bias = list(model.named_parameters())[-1]
+    if name.endswith("bias") and bias.shape == prior.shape and not bias.any():
+        with torch.no_grad():
+            bias.copy_(torch.from_numpy(prior))
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> PreTrainedTokenizerBase:
