@@ -138,29 +138,17 @@ class Problem(ABC):
         `class_weights` is the tensor of `class_weights()` on the batch's device, or None.
         """
 
-    def class_counts(self, rows: TokenizedRows, facts: Facts) -> np.ndarray | None:
-        """(classes,) How often each class is the right one, in the order of the outputs; None without classes."""
-        return None
-
     def class_weights(self, rows: TokenizedRows, facts: Facts) -> np.ndarray | None:
         """Weight of each class, inverse to its share of the rows, 1 on average over the rows; None without classes."""
-        import numpy as np
-
-        counts = self.class_counts(rows, facts)
-        if counts is None:
-            return None
-        return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+        return None
 
     def prior(self, rows: TokenizedRows, facts: Facts) -> np.ndarray | None:
-        """(outputs,) The bias with which a head says what is common, before it has learned to read; None: nothing is.
+        """(outputs,) The bias with which a new head says what is common, before it has learned to read; None: zero.
 
-        A head that begins at zero says everything equally often, and the first steps are spent on unlearning that,
-        in all layers at once (Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1).
+        For problems most of whose answers are "no": a head that begins at zero spends the first steps on unlearning
+        the rest, in all layers at once (Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1).
         """
-        import numpy as np
-
-        counts = self.class_counts(rows, facts)
-        return None if counts is None else np.log((counts + 1) / (counts.sum() + len(counts))).astype(np.float32)
+        return None
 
     # -- predictions --------------------------------------------------------------------------------------------------
 

@@ -70,10 +70,11 @@ class SequenceClassification(Problem):
             reduction="sum",
         )
 
-    def class_counts(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
+    def class_weights(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
         import numpy as np
 
-        return np.bincount(rows.column("labels"), minlength=len(facts["labels"]))
+        counts = np.bincount(rows.column("labels"), minlength=len(facts["labels"]))
+        return (len(rows) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
     def targets(self, rows: TokenizedRows, facts: Facts) -> list[str]:
         return [facts["labels"][code] for code in rows.column("labels")]

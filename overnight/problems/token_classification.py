@@ -169,14 +169,18 @@ class TokenClassification(Problem):
             reduction="sum",
         )
 
-    def class_counts(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
+    def class_weights(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
         import numpy as np
 
-        labels, counts = rows.values("labels"), np.zeros(len(facts["labels"]), dtype=np.int64)
-        for start in range(0, len(labels), 1_000_000):  # the array may be larger than memory
-            part = labels[start : start + 1_000_000]
-            counts += np.bincount(part[part != IGNORED], minlength=len(counts))
-        return counts
+        counts = _counts(rows, facts)
+        return (counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+    def prior(self, rows: TokenizedRows, facts: Facts) -> np.ndarray:
+        """See `Problem.prior`; the log-share of each tag among the words."""
+        import numpy as np
+
+        counts = _counts(rows, facts) + 1
+        return np.log(counts / counts.sum()).astype(np.float32)
 
     def outputs(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
         return without_padding(outputs.logits, batch)
@@ -417,3 +421,14 @@ def _metrics(sums: np.ndarray, types: Sequence[str]) -> dict[str, np.ndarray]:
     whole = scores_of_counts(gold.sum(axis=1), predicted.sum(axis=1) + sums[:, -1], right.sum(axis=1))
     means, each = scores_of_each(gold, predicted, right, types)
     return dict(zip(SCORES, whole, strict=True)) | {"macro_f1": means["macro_f1"]} | each
+
+
+def _counts(rows: TokenizedRows, facts: Facts) -> np.ndarray:
+    """How many words have each tag."""
+    import numpy as np
+
+    labels, counts = rows.values("labels"), np.zeros(len(facts["labels"]), dtype=np.int64)
+    for start in range(0, len(labels), 1_000_000):  # the array may be larger than memory
+        part = labels[start : start + 1_000_000]
+        counts += np.bincount(part[part != IGNORED], minlength=len(counts))
+    return counts

@@ -370,10 +370,10 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def example(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A small padded batch of two rows."""
-    lengths = torch.tensor([[9], [5]])
+    """A small padded batch; with a few rows, whose outputs do not all lie close together by chance."""
+    lengths = torch.tensor([[9], [5], [7], [2]])
     mask = (torch.arange(9) < lengths).long()
-    ids = (torch.arange(18).reshape(2, 9) * 7 + 11) % model.config.vocab_size
+    ids = (torch.arange(36).reshape(4, 9) * 7 + 11) % model.config.vocab_size
     ids = torch.where(mask.bool(), ids, getattr(model.config, "pad_token_id", None) or 0)
     return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
