@@ -275,7 +275,6 @@ def test_approved_in_the_pages(home, pages):
 
 def test_what_a_person_sees(home, pages, prefect_api):
     """The form shows the night's report and the deadline; the run has them as an artifact too."""
-
     night = waits(home, 2)
     run = pages.ask()["run"]
     pages.work()

@@ -58,7 +58,6 @@ def test_first_night_promotes(project, first):
 
 def test_stages_are_task_runs_with_artifacts(project, first, prefect_api):
     """Every stage of the night is a finished task run in Prefect, and those with something to show have an artifact."""
-
     own = {"flow_runs": {"id": {"any_": first["flow_runs"]}}}  # other tests' nights are on the same server
     runs = prefect_says("POST", f"{prefect_api}/task_runs/filter", json=own)
     finished = {run["name"].split("-")[0] for run in runs if run["state_type"] == "COMPLETED"}
